@@ -1,0 +1,85 @@
+# One command each: make demo, make test, make check, make bench, make clean.
+# Every one of them sets up what it needs first; a stamp per set of requirements keeps later calls from installing again.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+BUILD  := build/check
+PYTEST_ARGS ?=
+
+# Tests work on tiny tensors: more threads only wait for one another, above all on a busy machine.
+test doctest: export OMP_NUM_THREADS ?= 1
+
+# What the compiled module is made of: a change here, or in what is required, installs (and so builds) again.
+SOURCES := pyproject.toml constraints.txt $(wildcard setup.py CMakeLists.txt csrc/* csrc/*/* csrc/*/*/*)
+
+.PHONY: help demo test check lint types imports doctest build bench clean distclean
+
+help:
+	@echo 'make demo       train three small networks, sweep them, write demo-output/'
+	@echo 'make test       all tests, with coverage'
+	@echo 'make check      style, types, import layers, doctests, a build from nothing'
+	@echo 'make bench      the measured comparison; writes benchmarks/results/'
+	@echo 'make clean      remove what was built and written; distclean removes $(VENV) too'
+
+# torch goes in first and alone, under the constraint, so that nothing later can bring another one.
+$(VENV)/.stamp-torch: constraints.txt
+	$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(None if ok else f"Python 3.11 to 3.13 is needed, $(PYTHON) is {sys.version}")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'No virtual environment could be made; on Debian: apt install python3-venv' >&2; exit 1; }
+	$(PIP) install -c constraints.txt torch numpy
+	touch $@
+
+$(VENV)/.stamp-demo: $(VENV)/.stamp-torch $(SOURCES)
+	$(PIP) install -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-torch $(SOURCES)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.stamp-demo
+
+$(VENV)/.stamp-bench: $(VENV)/.stamp-torch $(SOURCES)
+	$(PIP) install -c constraints.txt -e '.[bench]'
+	touch $@ $(VENV)/.stamp-dev $(VENV)/.stamp-demo
+
+demo: $(VENV)/.stamp-demo
+	$(BIN)/python -m mli_fast demo --out demo-output
+
+test: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest --cov=mli_fast --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
+
+check: lint types imports doctest build
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.stamp-dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.stamp-dev
+	$(BIN)/lint-imports
+
+doctest: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest -q --doctest-modules mli_fast
+
+# From nothing, beside the module in use; MLI_FAST_NATIVE=1 makes a failing build an error, and the decision on CUDA is printed.
+build: $(VENV)/.stamp-dev
+	rm -rf $(BUILD)
+	PATH="$(CURDIR)/$(BIN):$$PATH" MLI_FAST_NATIVE=1 MLI_FAST_CUDA=$${MLI_FAST_CUDA:-auto} $(BIN)/python setup.py -q build_ext --build-lib $(BUILD)/lib --build-temp $(BUILD)/temp
+	ls $(BUILD)/lib/mli_fast/_native*.so
+
+bench: $(VENV)/.stamp-bench
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks .coverage *.egg-info
+	rm -f mli_fast/_native*.so $(VENV)/.stamp-demo $(VENV)/.stamp-dev $(VENV)/.stamp-bench
+	find mli_fast tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,80 @@
+// The kernels' arguments and the table one instruction set fills; plain data, shared by all translation units.
+#pragma once
+
+#include <cstdint>
+
+namespace mli {
+
+enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4, tanh = 5 };
+
+// What follows a sum: act(sum * scale + shift + residual). Null pointers leave a term out; strides are per point.
+struct Epilogue {
+  const void* scale;     // [P, N]
+  const void* shift;     // [P, N]
+  const void* residual;  // [P, M, N]
+  int64_t scale_stride, shift_stride, residual_stride;
+  Activation activation;
+};
+
+// out[p, m, n] = epilogue(sum_k x[p, row(m), k] * sum_r c[p, r] * anchor_r[n, k]), k = (tap, channel).
+struct ProductArgs {
+  void* out;      // [P, M, N]
+  const void* x;  // [P or 1, M, K] or, with offsets, images of channels-last pixels
+  int64_t points, rows, columns, taps, channels;
+  int64_t x_point_stride;  // 0: all points see the same input
+  const void* const* anchors;  // R times [N, taps, channels]
+  const double* coefficients;  // [P, R]
+  int64_t anchor_count;
+  Epilogue epilogue;
+  const int32_t* offsets;  // [pixels, taps] elements into an image, -1 is padding; null for a linear layer
+  int64_t pixels, image_stride;
+  int threads;
+};
+
+// out[p, m, n] = epilogue(sum_r c[p, r] * product_r[m, n])
+struct CombineArgs {
+  void* out;
+  const void* const* products;  // R times [M, N]
+  const double* coefficients;   // [P, R]
+  int64_t points, rows, columns, count;
+  Epilogue epilogue;
+  int threads;
+};
+
+// out[t] = sum_r c[t, r] * anchor[t, r] for T tensors.
+struct BlendArgs {
+  void* const* outs;           // T
+  const void* const* anchors;  // T * R
+  const double* coefficients;  // [T, R]
+  const int64_t* starts;       // [T + 1], running sum of numel
+  int64_t tensors, count;
+  int threads;
+};
+
+struct CrossEntropyArgs {
+  const void* logits;      // [P, M, C]
+  const int64_t* targets;  // [M]
+  double* losses;          // [P, M]
+  int64_t* predictions;    // [P, M]
+  double* loss_sums;       // [P]
+  int64_t* hits;           // [P]
+  // Sums go through fixed chunks of rows, so that they do not depend on the number of threads.
+  double* chunk_losses;  // [P, chunks]
+  int64_t* chunk_hits;   // [P, chunks]
+  int64_t points, rows, classes, ignore_index, chunks, chunk_rows;
+  int threads;
+};
+
+struct Kernels {
+  const char* name;
+  void (*product_f32)(const ProductArgs&);
+  void (*product_f64)(const ProductArgs&);
+  void (*combine_f32)(const CombineArgs&);
+  void (*combine_f64)(const CombineArgs&);
+  void (*blend_f32)(const BlendArgs&);
+  void (*blend_f64)(const BlendArgs&);
+  void (*cross_entropy_f32)(const CrossEntropyArgs&);
+  void (*cross_entropy_f64)(const CrossEntropyArgs&);
+};
+
+}  // namespace mli

@@ -1,0 +1,157 @@
+"""The products a blended parameter takes part in, described before they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mli_fast.blended.memo import current
+from mli_fast.blended.tensors import BlendedTensor, Shared
+from mli_fast.ops import conv, embedding, linear
+from mli_fast.ops.blend.reference import ONE
+from mli_fast.ops.combine import combine_at
+from mli_fast.ops.epilogue import Epilogue
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """One product: an input x and, but for `Affine`, a blended weight."""
+
+    x: Tensor  # plain, or Shared where it is the same at every point
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The result's dtype."""
+        return self.x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The result's device."""
+        return self.x.device
+
+    @property
+    def constant(self) -> bool:
+        """Whether all of it but x is the same at every point."""
+        return True
+
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from other products of the same x."""
+        raise TypeError(f"{type(self).__name__} is not a product")
+
+    def _shared(
+        self, weight: BlendedTensor, products: Callable[[Tensor], list[Tensor]], epilogue: Epilogue, channel: int
+    ) -> Tensor | None:
+        """The shared-input route: R products per batch, combined at each point; None where x is not shared."""
+        memo = current()
+        if memo is None or not isinstance(self.x, Shared) or self.x.entry is None:
+            return None
+        entry = self.x.entry
+        terms = memo.products((id(entry), self.key()), lambda: products(entry.value()))
+        return combine_at(terms, weight.coefficients, epilogue, channel, self.dtype)
+
+    def _value(self) -> Tensor:
+        return self.x.resolve() if isinstance(self.x, Shared) else self.x
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProduct(Product):
+    """x W^T."""
+
+    weight: BlendedTensor  # [N, K]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[*rows, N]."""
+        return (*self.x.shape[:-1], self.weight.shape[0])
+
+    @property
+    def constant(self) -> bool:
+        return self.weight.constant
+
+    def key(self) -> tuple[Any, ...]:
+        return ("linear", *map(id, self.weight.anchors))
+
+    def compute(self, epilogue: Epilogue) -> Tensor:
+        """The value with what follows."""
+        weights = self.weight.anchors
+        value = self._shared(self.weight, lambda x: linear.products(x, weights), epilogue, -1)
+        return linear.linear_at(self._value(), weights, self.weight.coefficients, epilogue) if value is None else value
+
+
+@dataclass(frozen=True, eq=False)
+class ConvProduct(Product):
+    """conv(x, W)."""
+
+    weight: BlendedTensor  # [N, C / groups, *kernel]
+    geometry: conv.Geometry
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[B, N, *spatial]."""
+        return self.geometry.output_shape(self.x.shape, self.weight.shape)
+
+    @property
+    def constant(self) -> bool:
+        return self.weight.constant
+
+    def key(self) -> tuple[Any, ...]:
+        return ("conv", self.geometry, *map(id, self.weight.anchors))
+
+    def compute(self, epilogue: Epilogue) -> Tensor:
+        """The value with what follows."""
+        weights, g = self.weight.anchors, self.geometry
+        value = self._shared(self.weight, lambda x: conv.products(x, weights, g), epilogue, 1)
+        return conv.conv_at(self._value(), weights, self.weight.coefficients, g, epilogue) if value is None else value
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingProduct(Product):
+    """Rows of a blended table; x holds the indices."""
+
+    weight: BlendedTensor  # [V, D]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[*shape, D]."""
+        return (*self.x.shape, self.weight.shape[1])
+
+    @property
+    def constant(self) -> bool:
+        return self.weight.constant
+
+    def key(self) -> tuple[Any, ...]:
+        return ("embedding", *map(id, self.weight.anchors))
+
+    def compute(self, epilogue: Epilogue) -> Tensor:
+        """The value with what follows."""
+        tables = self.weight.anchors
+        value = self._shared(self.weight, lambda x: embedding.products(x, tables), epilogue, -1)
+        if value is not None:
+            return value
+        terms = embedding.products(self._value(), tables)
+        return combine_at(terms, self.weight.coefficients, epilogue, -1, self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Product):
+    """x itself: a batch norm with no product before it to be folded into."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of x."""
+        return tuple(self.x.shape)
+
+    def key(self) -> tuple[Any, ...]:
+        return ("affine",)
+
+    def compute(self, epilogue: Epilogue) -> Tensor:
+        """The value with what follows."""
+        return combine_at([self._value()], ONE[0], epilogue, 1, self.dtype)

@@ -1,0 +1,109 @@
+"""Gathers the anchors of a sweep: every parameter's values in all checkpoints, blended, constant or kept."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .matching import Entry, match, model_entries
+from .reading import Source, load_state
+from .values import all_finite, cast_exactly, plain, same_bits, wider
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """The values of a model's parameters and persistent buffers at R anchors, under the model's canonical names.
+
+    Attributes:
+        values: Name -> R tensors of the parameter's shape (blended), or one (constant: bit-identical in all anchors,
+            or kept). Detached, contiguous, in one dtype per name, and where possible in the caller's own storage: not
+            to be written to.
+        kept: Names whose last anchor's value is used although the anchors differ -> why.
+        widened: Names whose dtypes differed -> "torch.float16, torch.float32 -> torch.float32".
+        nonfinite: Names that hold NaN or Inf -> indices of the anchors that do.
+        count: The number of anchors R.
+    """
+
+    values: dict[str, tuple[Tensor, ...]]
+    kept: dict[str, str] = field(default_factory=dict)
+    widened: dict[str, str] = field(default_factory=dict)
+    nonfinite: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    count: int = 2
+
+
+def gather(model: nn.Module, sources: Sequence[Source], names: Sequence[str] = ("theta_0", "theta_T")) -> Anchors:
+    """Read R checkpoints, match each to the model, and sort every parameter into blended, constant or kept.
+
+    Non-persistent buffers are the model's own and are not part of the anchors. No tensor is copied unless its dtype,
+    layout or alignment has to change.
+
+    Args:
+        model: The architecture; its values are not used (it may be on the meta device) and nothing in it changes.
+        sources: R sources, each as `load_state` takes them.
+        names: What messages call them, one each.
+
+    Raises:
+        TypeError: A source is of a wrong type.
+        ValueError: A source cannot be read, or its keys, shapes or dtypes do not fit the model.
+
+    >>> model = nn.Linear(1, 1)
+    >>> start = {"weight": torch.zeros(1, 1), "bias": torch.ones(1)}
+    >>> end = {"weight": torch.ones(1, 1), "bias": torch.ones(1)}
+    >>> {name: len(values) for name, values in gather(model, [start, end]).values.items()}
+    {'weight': 2, 'bias': 1}
+    """
+    if not sources or len(names) != len(sources):
+        raise ValueError(f"{len(sources)} checkpoints with {len(names)} names; give at least one, and a name for each")
+    entries = model_entries(model)
+    states = [
+        match(load_state(source, name), entries, _label(source, name))
+        for source, name in zip(sources, names, strict=True)
+    ]
+    anchors = Anchors(values={}, count=len(sources))
+    for entry in entries:
+        _add(anchors, entry, [state[entry.name] for state in states], names)
+    return anchors
+
+
+def _label(source: Source, name: str) -> str:
+    return name if isinstance(source, nn.Module | Mapping) else f"{name} ({str(source)!r})"
+
+
+def _add(anchors: Anchors, entry: Entry, given: list[Tensor], names: Sequence[str]) -> None:
+    """File one parameter's R values under what is to be done with them."""
+    dtypes = list(dict.fromkeys(value.dtype for value in given))
+    values = [plain(value) for value in _in_one_dtype(entry, given, names)]
+    dtype = values[0].dtype
+    if dtypes != [dtype]:
+        anchors.widened[entry.name] = f"{', '.join(map(str, dtypes))} -> {dtype}"
+    constant = all(same_bits(values[0], value) for value in values[1:])
+    finite = [all_finite(values[0])] * len(values) if constant else [all_finite(value) for value in values]
+    if not all(finite):
+        anchors.nonfinite[entry.name] = tuple(index for index, good in enumerate(finite) if not good)
+    if dtype.is_floating_point and not constant:
+        anchors.values[entry.name] = tuple(values)
+        return
+    anchors.values[entry.name] = (values[-1],)
+    if not constant:
+        kind = "complex" if dtype.is_complex else "not floating-point"
+        anchors.kept[entry.name] = f"{kind} ({dtype}) and the anchors differ: {names[-1]}'s value is used"
+
+
+def _in_one_dtype(entry: Entry, given: list[Tensor], names: Sequence[str]) -> list[Tensor]:
+    """Bring the values to the widest dtype among them; the model decides only between float, complex and integer."""
+    own, dtype = entry.tensor.dtype, wider(value.dtype for value in given)
+    if _kind(own) == _kind(dtype):
+        return [value.to(dtype) for value in given]
+    cast = [cast_exactly(value, own) for value in given]
+    for name, value, exact in zip(names, given, cast, strict=True):
+        if exact is None:
+            raise ValueError(
+                f"{name}: {entry.name!r} is {value.dtype} but the model's is {own}, which cannot hold its values; "
+                "convert it in the checkpoint"
+            )
+    return [exact for exact in cast if exact is not None]
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "complex" if dtype.is_complex else "float" if dtype.is_floating_point else "integer"

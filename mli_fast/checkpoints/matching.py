@@ -1,0 +1,188 @@
+"""Fits a state dict's keys to a model's names: wrapper prefixes, tied names, and what to say of a misfit."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product, takewhile
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .values import same_bits
+
+_STRIPPED = ("module.", "model.")  # DataParallel, Lightning; taken off when every key has them and the rest then fits
+_WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")  # stand anywhere in a name
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A parameter or persistent buffer of the model: its canonical name, all its names, and the tensor itself."""
+
+    name: str
+    aliases: tuple[str, ...]
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How a state dict's keys meet a model's names once the prefixes ``theirs`` and ``ours`` are taken off."""
+
+    theirs: str
+    ours: str
+    keys: dict[str, str]  # bare name -> key of the state dict
+    missing: list[str]  # canonical names
+    excess: list[str]  # keys of the state dict
+
+    def key_of(self, alias: str) -> str | None:
+        return self.keys.get(_bare(alias, self.ours))
+
+
+def model_entries(model: nn.Module) -> list[Entry]:
+    """List what a checkpoint has to give values for: parameters, then persistent buffers, tied ones once.
+
+    Raises:
+        ValueError: A parameter is lazy and not initialised yet.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> model[1].weight = model[0].weight
+    >>> [entry.aliases for entry in model_entries(model)]
+    [('0.weight', '1.weight'), ('0.bias',), ('1.bias',)]
+    """
+    names: dict[int, list[str]] = {}
+    tensors: dict[int, Tensor] = {}
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *_persistent_buffers(model)):
+        if is_lazy(tensor):
+            raise ValueError(f"the model's {name!r} is an uninitialised lazy parameter; run one forward pass first")
+        names.setdefault(id(tensor), []).append(name)
+        tensors[id(tensor)] = tensor
+    return [Entry(aliases[0], tuple(aliases), tensors[key]) for key, aliases in names.items()]
+
+
+def match(state: Mapping[str, Tensor], entries: Sequence[Entry], label: str) -> dict[str, Tensor]:
+    """Return the state dict's tensors under the model's canonical names, in the model's order.
+
+    Args:
+        state: Key -> tensor of any shape; the prefixes of wrappers are taken off where the rest then fits.
+        entries: What the model needs.
+        label: What messages call the state dict.
+
+    Raises:
+        ValueError: Keys are missing or too many, tied names hold different values, or shapes differ.
+    """
+    fit = _best_fit(state, entries)
+    if fit.missing or fit.excess:
+        raise ValueError(_misfit(fit, state, entries, label))
+    found = {entry.name: state[_tied_key(fit, state, entry, label)] for entry in entries}
+    wrong = [
+        f"{entry.name!r} has shape {tuple(found[entry.name].shape)}, the model's has {tuple(entry.tensor.shape)}"
+        for entry in entries
+        if found[entry.name].shape != entry.tensor.shape
+    ]
+    if wrong:
+        more = f"; {len(wrong)} shapes differ in all" if len(wrong) > _SHOWN else ""
+        raise ValueError(f"{label} does not fit the model: {'; '.join(wrong[:_SHOWN])}{more}")
+    return found
+
+
+def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}" if path else name, buffer
+
+
+def _best_fit(state: Mapping[str, Tensor], entries: Sequence[Entry]) -> _Fit:
+    """Try every prefix that may be taken off either side; the first full match wins, else the nearest."""
+    ours = _prefixes(alias for entry in entries for alias in entry.aliases)
+    pairs = sorted(product(_prefixes(state), ours), key=lambda pair: len(pair[0]) + len(pair[1]))
+    fits = (_fit(state, entries, *pair) for pair in pairs)
+    return min(fits, key=lambda fit: len(fit.missing) + len(fit.excess))
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """List '', then the wrapper prefix that all names share, then that with the next one inside it, and so on."""
+    bare = [_bare(name) for name in names]
+    found = [""]
+    while bare:
+        longer = (found[-1] + prefix for prefix in _STRIPPED)
+        shared = next((prefix for prefix in longer if all(name.startswith(prefix) for name in bare)), None)
+        if shared is None:
+            break
+        found.append(shared)
+    return found
+
+
+def _bare(name: str, prefix: str = "") -> str:
+    return _WRAPPERS.sub("", name)[len(prefix) :]
+
+
+def _fit(state: Mapping[str, Tensor], entries: Sequence[Entry], theirs: str, ours: str) -> _Fit:
+    keys = {_bare(key, theirs): key for key in state}
+    if len(keys) < len(state):  # 'w' beside '_orig_mod.w': two things, so names count as they stand
+        keys = {key: key for key in state}
+    known = {_bare(alias, ours) for entry in entries for alias in entry.aliases}
+    missing = [entry.name for entry in entries if not any(_bare(alias, ours) in keys for alias in entry.aliases)]
+    return _Fit(theirs, ours, keys, missing, [key for bare, key in keys.items() if bare not in known])
+
+
+def _tied_key(fit: _Fit, state: Mapping[str, Tensor], entry: Entry, label: str) -> str:
+    """Return the key that holds an entry's value; of tied names a checkpoint may hold one or all."""
+    held = [key for key in map(fit.key_of, entry.aliases) if key is not None]
+    for other in held[1:]:
+        if not same_bits(state[held[0]], state[other]):
+            raise ValueError(
+                f"{label}: {held[0]!r} and {other!r} are one tied parameter in the model but differ in the checkpoint; "
+                "untie them in the model, or drop one key"
+            )
+    return held[0]
+
+
+def _misfit(fit: _Fit, state: Mapping[str, Tensor], entries: Sequence[Entry], label: str) -> str:
+    parts = []
+    if fit.missing:
+        parts.append(f"{len(fit.missing)} of the model's {len(entries)} keys missing: {_first(fit.missing)}")
+    if fit.excess:
+        parts.append(f"{len(fit.excess)} of its {len(state)} keys too many: {_first(fit.excess)}")
+    return f"{label} does not fit the model: {'; '.join(parts)}.{''.join(_hints(fit, state, entries, label))}"
+
+
+def _hints(fit: _Fit, state: Mapping[str, Tensor], entries: Sequence[Entry], label: str) -> Iterator[str]:
+    """Say what prefixes have to do with it, where they have."""
+    theirs, ours = _common_prefix(list(state)), _common_prefix([entry.name for entry in entries])
+    for whose, prefix, other in ((label, theirs, ours), ("the model", ours, theirs)):
+        if prefix.removesuffix(other):
+            yield f" Hint: every key of {whose} starts with {prefix.removesuffix(other)!r}."
+    for whose, prefix in ((label, fit.theirs), ("the model", fit.ours)):
+        if prefix:
+            yield f" Compared after taking {prefix!r} off {whose}."
+    bare_missing = {_bare(name, fit.ours) for name in fit.missing}
+    bare_excess = {_bare(key, fit.theirs) for key in fit.excess}
+    prefix, count = _inner_prefix(bare_missing, bare_excess)
+    if prefix:
+        yield f" Hint: {count} of the missing keys are there with {prefix!r} in front; take it off, drop the rest."
+    prefix, count = _inner_prefix(bare_excess, bare_missing)
+    if prefix:
+        yield f" Hint: the model has {count} of the keys too many with {prefix!r} in front; add it."
+
+
+def _inner_prefix(names: set[str], longer: set[str]) -> tuple[str, int]:
+    """Return the prefix under which most of ``names`` are found among ``longer``, and how many are."""
+    counts: dict[str, int] = {}
+    for name in longer:
+        dots = (index + 1 for index, char in enumerate(name) if char == ".")
+        for dot in dots:
+            if name[dot:] in names:
+                counts[name[:dot]] = counts.get(name[:dot], 0) + 1
+    return max(counts.items(), key=lambda item: item[1], default=("", 0))
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+    """Return the dotted path that all names begin with, the last part of a name left out."""
+    paths = [name.split(".")[:-1] for name in names]
+    columns = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return "".join(f"{parts[0]}." for parts in columns)
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,108 @@
+"""What a loader gives, as inputs for a model and targets for a criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
+
+
+def is_pair(loader: Any) -> bool:
+    """Whether `loader` is one (X, y) pair of tensors or arrays rather than an iterable of batches."""
+    return (
+        isinstance(loader, (tuple, list))
+        and len(loader) == 2
+        and all(isinstance(t, (Tensor, np.ndarray)) for t in loader)
+    )
+
+
+def checked_pair(loader: Any) -> tuple[Tensor, Tensor]:
+    """The (X, y) pair as tensors.
+
+    Raises:
+        ValueError: unequal lengths, no examples, or no dimension to cut along.
+    """
+    x, y = (torch.as_tensor(t) for t in loader)
+    if x.ndim == 0 or y.ndim == 0:
+        raise ValueError(f"loader=(X, y): both need a first dimension of examples, got shapes {shapes((x, y))}")
+    if len(x) != len(y):
+        raise ValueError(f"loader=(X, y): X has {len(x)} examples and y has {len(y)}; they must be equally many")
+    if len(x) == 0:
+        raise ValueError("loader=(X, y) is empty: there is nothing to evaluate")
+    return x, y
+
+
+def cut(pair: tuple[Tensor, Tensor], rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of `rows` examples, the last one with what is left."""
+    for start in range(0, len(pair[0]), rows):
+        yield pair[0][start : start + rows], pair[1][start : start + rows]
+
+
+def checked_loader(loader: Any) -> Iterable[Any]:
+    """The loader, if it can be iterated.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    if isinstance(loader, (Tensor, str, bytes, Mapping)) or not isinstance(loader, Iterable):
+        raise TypeError(
+            "loader: expected an iterable of (inputs, targets) or of dicts, or one (X, y) pair, got "
+            f"{type(loader).__name__}"
+        )
+    return loader
+
+
+def shapes(x: Any) -> Any:
+    """The shapes of the tensors in a batch, for messages."""
+    if isinstance(x, Tensor):
+        return tuple(x.shape)
+    if isinstance(x, Mapping):
+        return {k: shapes(v) for k, v in x.items()}
+    if isinstance(x, (tuple, list)):
+        return [shapes(v) for v in x]
+    return type(x).__name__
+
+
+def logits(outputs: Any) -> Any:
+    """The tensor to score: the outputs themselves, or their `.logits`."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    if isinstance(getattr(outputs, "logits", None), Tensor):
+        return outputs.logits
+    raise ValueError(
+        f"the model returned {type(outputs).__name__}, not a tensor or something with .logits; "
+        "say what to score with forward=lambda model, batch: (outputs, targets)"
+    )
+
+
+def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """(outputs, targets) of an (inputs, targets) pair or of a dict with `labels`.
+
+    Raises:
+        ValueError: the batch is neither (the message says what it is).
+    """
+    if isinstance(batch, Mapping):
+        if "labels" not in batch:
+            raise ValueError(
+                f"the batch is a dict without 'labels' (it has {', '.join(map(repr, batch))}); use forward="
+            )
+        return logits(model(**{k: v for k, v in batch.items() if k != "labels"})), batch["labels"]
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        what = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise ValueError(
+            f"a batch has to be (inputs, targets) or a dict with 'labels', got {what}; for any other layout pass "
+            "forward=lambda model, batch: (outputs, targets)"
+        )
+    inputs, targets = batch
+    if isinstance(inputs, Mapping):
+        return logits(model(**inputs)), targets
+    if isinstance(inputs, (tuple, list)):
+        return logits(model(*inputs)), targets
+    return logits(model(inputs)), targets

@@ -1,0 +1,92 @@
+"""The two engines: one point at a time on deferred values, or a chunk of points under vmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mli_fast.blended import CannotDefer, Memo, evaluated, remembering
+from mli_fast.blended.memo import mapped
+from mli_fast.engine.network import Network
+from mli_fast.engine.plan import Plan
+from mli_fast.engine.points import Points
+
+Outputs = tuple[int, Any, Any]  # point, outputs, targets
+
+
+class LoopEngine:
+    """One point at a time; what is the same at every point of a batch is computed at the first and remembered.
+
+    Args:
+        network: the private copy of the model.
+        points: the values of its parameters.
+        deferred: False computes every value before the forward pass, for models that deferred ones do not survive.
+    """
+
+    def __init__(self, network: Network, points: Points, deferred: bool = True) -> None:
+        self._network, self._points, self._deferred = network, points, deferred
+
+    def evaluate(self, batch: Any, start: int, stop: int) -> Iterator[Outputs]:
+        """Outputs and targets of points start..stop-1."""
+        memo = Memo() if self._deferred else None
+        state = torch.get_rng_state()
+        for p in range(start, stop):
+            torch.set_rng_state(state)  # every point draws the same noise, whichever others were asked for
+            if memo is None:
+                outputs, targets = self._network.evaluate(self._points.computed(p), mapped(_copied, batch))
+            else:
+                inputs = mapped(lambda x: memo.share(x) if isinstance(x, Tensor) else x, batch)
+                with remembering(memo):
+                    outputs, targets = evaluated(self._network.evaluate(self._points.deferred(p), inputs))
+            yield p, outputs, targets
+
+
+class VmapEngine:
+    """A chunk of points in one call of `torch.func.vmap` over their coefficients."""
+
+    def __init__(self, network: Network, points: Points, compiled: bool) -> None:
+        self._network, self._points = network, points
+        self._call: Callable[..., Any] = self._vmapped
+        if compiled:
+            self._call = torch.compile(self._vmapped, dynamic=False)
+
+    def evaluate(self, batch: Any, start: int, stop: int) -> Iterator[Outputs]:
+        """Outputs and targets of points start..stop-1."""
+        state = torch.get_rng_state()
+        outputs, targets = self._call(mapped(_copied, batch), *self._points.groups(start, stop))
+        torch.set_rng_state(state)
+        for p in range(start, stop):
+            yield p, mapped(lambda t: t[p - start] if isinstance(t, Tensor) else t, outputs), targets  # noqa: B023
+
+    def _vmapped(self, batch: Any, *groups: Tensor) -> tuple[Any, Any]:
+        kept = []
+
+        def one(*coefficients: Tensor) -> Any:
+            outputs, targets = evaluated(self._network.evaluate(self._points.batched(coefficients), batch))
+            kept.append(targets)
+            return outputs
+
+        outputs = torch.vmap(one, randomness="same")(*groups)
+        if any(torch._C._functorch.is_batchedtensor(t) for t in _tensors(kept[0])):
+            raise CannotDefer("the targets depend on the point")
+        return outputs, kept[0]
+
+
+def engine_of(plan: Plan, network: Network, points: Points) -> LoopEngine | VmapEngine:
+    """The engine that the plan names."""
+    if plan.engine == "vmap":
+        return VmapEngine(network, points, plan.compiled)
+    return LoopEngine(network, points, plan.deferred)
+
+
+def _copied(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    mapped(lambda leaf: found.append(leaf) if isinstance(leaf, Tensor) else None, x)
+    return found

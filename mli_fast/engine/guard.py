@@ -1,0 +1,40 @@
+"""What must not outlive a sweep: changes to random states, and errors that do not say where they happened."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put PyTorch's, NumPy's and Python's global random states back at the end."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])
+
+
+@contextlib.contextmanager
+def noting(where: str) -> Iterator[None]:
+    """Add to any exception where it happened."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"mli_fast: {where}")
+        raise
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    message = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in message or "out of memory" in message)

@@ -1,0 +1,113 @@
+"""The plan of a sweep: which engine, how many points and rows at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mli_fast.blended import CannotDefer
+from mli_fast.engine.batches import shapes
+from mli_fast.engine.guard import out_of_memory
+
+ENGINES = ("loop", "vmap")
+
+# Below this many multiply-adds of one point and one batch, the Python around them costs more than they do, and many
+# points in one call pay; above, one point at a time keeps its activations in cache.
+SMALL_WORK = 2**22
+
+# One pass's widest activation stays in the last-level cache; measured over the workloads of benchmarks/
+ACTIVATION_BYTES = 2**21
+
+_forced: ContextVar[str | None] = ContextVar("mli_fast_engine", default=None)
+
+
+@contextlib.contextmanager
+def forced(engine: str) -> Iterator[None]:
+    """Run every sweep in the block with this engine, "loop" or "vmap".
+
+    Raises:
+        ValueError: no such engine.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine={engine!r} is not one of {', '.join(map(repr, ENGINES))}")
+    token = _forced.set(engine)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@dataclass
+class Plan:
+    """What was chosen, and why; the engine may change it when the model turns out to need something else."""
+
+    engine: str
+    reason: str
+    chunk: int  # points per pass of the vmap engine
+    is_forced: bool = False
+    compiled: bool = False
+    deferred: bool = True  # loop engine: parameters are blended where they are used
+
+
+def choose(work: int, activation_bytes: int, points: int, chunk: int | str, compile_: bool) -> Plan:
+    """The plan for batches of this size.
+
+    Nothing here may depend on which points are asked for: a point's value must not.
+
+    Args:
+        work: multiply-adds of one point on one batch.
+        activation_bytes: the widest activation of one point on one batch.
+        points: P, an upper bound of the chunk alone.
+        chunk: the caller's.
+        compile_: whether the caller asks for torch.compile, which works on the vmapped function.
+    """
+    size = max(1, 4 * ACTIVATION_BYTES // max(activation_bytes, 1)) if chunk == "auto" else int(chunk)
+    size = min(size, points)
+    engine = _forced.get()
+    if engine is not None:
+        return Plan(engine, "asked for", size, is_forced=True, compiled=compile_ and engine == "vmap")
+    if compile_:
+        return Plan("vmap", "compile=True compiles the vmapped function", size, compiled=True)
+    if work <= SMALL_WORK:
+        return Plan(
+            "vmap", f"one point is little work for a batch ({work:,} multiply-adds): many points in a call", size
+        )
+    return Plan(
+        "loop", f"one point fills the cores ({work:,} multiply-adds a batch): its activations stay in cache", size
+    )
+
+
+_BEYOND_VMAP = ("vmap", "atching rule", "functorch", "Batched", "have storage", "data pointer")
+_BEYOND_DEFERRAL = ("__torch_function__", "BlendedTensor", "Pending", "have storage", "data pointer")
+
+
+def another_plan(plan: Plan, error: Exception, batch: Any, index: int) -> Plan | None:
+    """What to try after `error`; None where the error is the model's, the data's or a metric's own.
+
+    Raises:
+        RuntimeError: memory ran out at a single point.
+    """
+    if out_of_memory(error):
+        if plan.engine == "vmap" and plan.chunk > 1:
+            return replace(plan, chunk=plan.chunk // 2)
+        raise RuntimeError(
+            f"batch {index}: memory ran out with a single point at a time; a batch of shapes {shapes(batch)} needs all "
+            f"anchors, one blended layer and one point's activations at once. Use smaller batches. ({error})"
+        ) from error
+    if plan.engine == "vmap" and not plan.is_forced and (isinstance(error, CannotDefer) or _says(error, _BEYOND_VMAP)):
+        return Plan("loop", f"vmap cannot run this model: {_first_line(error)}", plan.chunk)
+    if plan.engine == "loop" and plan.deferred and (isinstance(error, CannotDefer) or _says(error, _BEYOND_DEFERRAL)):
+        reason = f"{plan.reason}; values blended before each forward pass: {_first_line(error)}"
+        return replace(plan, deferred=False, reason=reason)
+    return None
+
+
+def _says(error: Exception, words: tuple[str, ...]) -> bool:
+    return isinstance(error, (RuntimeError, TypeError, NotImplementedError)) and any(w in str(error) for w in words)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]

@@ -1,0 +1,105 @@
+"""The points of a sweep: every parameter's anchors and coefficients, and its value at one point or under vmap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mli_fast.blended import BlendedTensor
+from mli_fast.ops.blend import blend, blend_all
+
+KEPT_OBJECTS = 50_000  # small vectors of all points are kept while they are no more tensors than this
+
+
+class Points:
+    """P points: what `functional_call` gets for each name at each of them.
+
+    Args:
+        anchors: name -> R tensors, or one where all anchors agree; on the device of the work.
+        coefficients: float64 [P, R] for every name that `others` does not list.
+        others: name -> float64 [P, R].
+        dtype: the compute dtype of floating values, None for each its own.
+    """
+
+    def __init__(
+        self,
+        anchors: Mapping[str, tuple[Tensor, ...]],
+        coefficients: Tensor,
+        others: Mapping[str, Tensor],
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.anchors = anchors
+        self.count = len(coefficients)
+        self._one = torch.ones(1, dtype=torch.float64)
+        self._groups: list[Tensor] = [coefficients]
+        self._group: dict[str, int] = {}
+        for name, own in others.items():
+            known = [i for i, g in enumerate(self._groups) if g is own]
+            self._group[name] = known[0] if known else len(self._groups)
+            if not known:
+                self._groups.append(own)
+        self._dtype = dtype
+        self._constants = {n: self._constant(a[0]) for n, a in anchors.items() if len(a) == 1}
+        self._moving = [n for n, a in anchors.items() if len(a) > 1]
+        self._vectors = [n for n in self._moving if anchors[n][0].ndim <= 1]
+        self._keep = self.count * len(self._vectors) <= KEPT_OBJECTS
+        self._kept: dict[int, dict[str, BlendedTensor]] = {}
+
+    def dtype_of(self, anchor: Tensor) -> torch.dtype:
+        """The dtype a value is computed in."""
+        return self._dtype if self._dtype is not None and anchor.is_floating_point() else anchor.dtype
+
+    def deferred(self, p: int) -> dict[str, Tensor]:
+        """The values at point p, not computed yet but for the vectors, which one blend computes together."""
+        values: dict[str, Tensor] = dict(self._constants)
+        for name in self._moving:
+            values[name] = self._blended(name, self._row(name, p))
+        values.update(self._vectors_at(p))
+        return values
+
+    def computed(self, p: int) -> dict[str, Tensor]:
+        """The values at point p in memory of their own."""
+        values = {}
+        for name, anchors in self.anchors.items():
+            if len(anchors) > 1:
+                values[name] = blend(anchors, self._row(name, p)[None], self.dtype_of(anchors[0]))[0]
+            else:
+                values[name] = anchors[0].to(self.dtype_of(anchors[0]), copy=True)
+        return values
+
+    def groups(self, start: int, stop: int) -> list[Tensor]:
+        """The coefficients [A, R] of points start..stop-1, a tensor for each group of names."""
+        return [g[start:stop] for g in self._groups]
+
+    def batched(self, coefficients: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The values under vmap over the coefficients [R] of every group."""
+        values: dict[str, Tensor] = dict(self._constants)
+        for name in self._moving:
+            values[name] = self._blended(name, coefficients[self._group.get(name, 0)])
+        return values
+
+    def _row(self, name: str, p: int) -> Tensor:
+        return self._groups[self._group.get(name, 0)][p]
+
+    def _blended(self, name: str, coefficients: Tensor) -> BlendedTensor:
+        anchors = self.anchors[name]
+        return BlendedTensor.make(anchors, coefficients, self.dtype_of(anchors[0]))
+
+    def _constant(self, anchor: Tensor) -> BlendedTensor:
+        return BlendedTensor.make((anchor,), self._one, self.dtype_of(anchor), constant=True)
+
+    def _vectors_at(self, p: int) -> dict[str, BlendedTensor]:
+        if p not in self._kept:
+            anchors = [self.anchors[n] for n in self._vectors]
+            rows = [self._row(n, p) for n in self._vectors]
+            values = blend_all(anchors, rows, [self.dtype_of(a[0]) for a in anchors])
+            vectors = {
+                n: BlendedTensor.make(a, row, value.dtype, value=value)
+                for n, a, row, value in zip(self._vectors, anchors, rows, values, strict=True)
+            }
+            if not self._keep:
+                return vectors
+            self._kept[p] = vectors
+        return self._kept[p]

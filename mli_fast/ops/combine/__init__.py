@@ -1,0 +1,96 @@
+"""combine: the shared-input route; R products of an input that is the same at every point become P points' values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mli_fast import native
+from mli_fast.ops.backend import native_serves
+from mli_fast.ops.combine import reference
+from mli_fast.ops.epilogue import Epilogue
+from mli_fast.ops.points import as_operator, as_rows, per_point, stack
+
+
+def combine(
+    products: Sequence[Tensor],  # R x [*shape]
+    coefficients: Tensor,  # [P, R] float64
+    epilogue: Epilogue,
+    channel: int,
+    dtype: torch.dtype,
+) -> Tensor:  # [P, *shape]
+    """activation((sum_r c[p, r] products[r]) * scale + shift + residual) at P points.
+
+    Args:
+        products: R tensors of one shape, in the dtype the sum is to be taken in.
+        coefficients: float64 [P, R]; exactly 0 leaves its product out.
+        epilogue: what follows, for P points.
+        channel: the dimension of a product that `scale` and `shift` run along, 1 or -1.
+        dtype: the result's dtype.
+    """
+    if dtype == torch.float32 and native_serves(
+        "combine", *products, *epilogue[:3], wins=epilogue.activation in ("none", "relu")
+    ):
+        rows = [as_rows(p, channel) for p in products]
+        residuals = None if epilogue.residual is None else [as_rows(r, channel) for r in epilogue.residual]
+        if all(r is not None for r in (*rows, *(residuals or ()))):
+            out = native.combine(
+                rows,  # type: ignore[arg-type]
+                coefficients,
+                scale=epilogue.scale,
+                shift=epilogue.shift,
+                residual=None if residuals is None else stack(residuals),  # type: ignore[arg-type]
+                activation=epilogue.activation,
+            )
+            shape = products[0].movedim(channel, -1).shape
+            return out.view(len(out), *shape).movedim(-1, channel + 1 if channel >= 0 else channel)
+    return reference.combine(products, coefficients, epilogue, channel, dtype)
+
+
+def combine_at(
+    products: Sequence[Tensor], coefficients: Tensor, epilogue: Epilogue, channel: int, dtype: torch.dtype
+) -> Tensor:
+    """`combine` at one point, coefficients [R]; may be called under vmap and torch.compile."""
+    if as_operator():
+        return combine_op(list(products), coefficients, *epilogue, channel, dtype)
+    return combine(products, coefficients[None], epilogue.stacked(), channel, dtype)[0]
+
+
+@torch.library.custom_op("mli_fast::combine", mutates_args=())
+def combine_op(
+    products: Sequence[Tensor],
+    coefficients: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    channel: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`combine` at one point as a PyTorch operator."""
+    epilogue = Epilogue(scale, shift, residual, activation).stacked()
+    return combine(products, coefficients[None], epilogue, channel, dtype)[0]
+
+
+@combine_op.register_fake
+def _(products, coefficients, scale, shift, residual, activation, channel, dtype):  # type: ignore[no-untyped-def]
+    return torch.empty_like(products[0], dtype=dtype)
+
+
+@combine_op.register_vmap
+def _(info, in_dims, products, coefficients, scale, shift, residual, activation, channel, dtype):  # type: ignore[no-untyped-def]
+    size = info.batch_size
+    coefficients, scale, shift, residual = (
+        per_point(t, d, size) for t, d in zip((coefficients, scale, shift, residual), in_dims[1:5], strict=True)
+    )
+    epilogue = Epilogue(scale, shift, residual, activation)
+    if all(d is None for d in in_dims[0]):
+        return combine(products, coefficients, epilogue, channel, dtype), 0
+    products = [per_point(t, d, size) for t, d in zip(products, in_dims[0], strict=True)]
+    rows = [
+        combine([t[p] for t in products], coefficients[p : p + 1], epilogue.point(p).stacked(), channel, dtype)[0]
+        for p in range(size)
+    ]
+    return stack(rows), 0

@@ -1,0 +1,51 @@
+"""cross_entropy: the loss of every example and its predicted class in one pass; log-probabilities are never stored."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mli_fast import native
+from mli_fast.ops.backend import native_serves
+from mli_fast.ops.cross_entropy import reference
+from mli_fast.ops.points import per_point
+
+IGNORED = -100  # PyTorch's ignore_index: such a target has loss 0 and counts for nothing
+
+
+def cross_entropy(
+    logits: Tensor,  # [P, M, C]
+    targets: Tensor,  # [M] int64
+) -> tuple[Tensor, Tensor]:  # [P, M] float64, [P, M] int64
+    """-log softmax(logits)[target] and the arg max of every row.
+
+    Args:
+        logits: any floating dtype.
+        targets: class indices in 0..C-1, or -100 for rows to ignore; the caller has checked them.
+
+    Returns:
+        losses in float64, 0 where the target is -100, NaN where the row holds NaN; predicted classes, the first of
+        equal ones.
+    """
+    if native_serves("cross_entropy", logits):
+        return native.cross_entropy(logits.contiguous(), targets)[:2]
+    return reference.cross_entropy(logits, targets)
+
+
+@torch.library.custom_op("mli_fast::cross_entropy", mutates_args=())
+def cross_entropy_op(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`cross_entropy` at one point as a PyTorch operator."""
+    losses, predictions = cross_entropy(logits[None], targets)
+    return losses[0], predictions[0]
+
+
+@cross_entropy_op.register_fake
+def _(logits, targets):  # type: ignore[no-untyped-def]
+    return logits.new_empty(len(targets), dtype=torch.float64), torch.empty_like(targets)
+
+
+@cross_entropy_op.register_vmap
+def _(info, in_dims, logits, targets):  # type: ignore[no-untyped-def]
+    if in_dims[1] is not None:
+        raise ValueError("cross_entropy: the targets are the same at every point; vmap over the logits alone")
+    return cross_entropy(per_point(logits, in_dims[0], info.batch_size), targets), (0, 0)

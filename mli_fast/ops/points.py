@@ -1,0 +1,48 @@
+"""How the ops meet their points: one at a time, or all that vmap hands over, in front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def as_operator() -> bool:
+    """Whether a call has to be a PyTorch operator: under vmap or torch.compile. Eager, that would cost 60 us a call."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def per_point(tensor: Any, dim: int | None, size: int) -> Any:
+    """`tensor` with its points in dimension 0; one that has none is repeated without a copy.
+
+    Args:
+        tensor: any tensor or None.
+        dim: where vmap put the points, None for a tensor that is the same at every point.
+        size: the number of points P.
+    """
+    if tensor is None:
+        return None
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """[B, C, *spatial] with the channels innermost in memory; copied only if they are not."""
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def as_rows(tensor: Tensor, channel: int) -> Tensor | None:
+    """A view [M, N] with the channels as columns, None where the memory is laid out otherwise."""
+    tensor = tensor.movedim(channel, -1)
+    return tensor.reshape(-1, tensor.shape[-1]) if tensor.is_contiguous() else None
+
+
+def stack(rows: Sequence[Tensor]) -> Tensor:
+    """P tensors of one shape as one [P, ...]; channels that are innermost in memory stay so."""
+    first = rows[0]
+    if len(rows) == 1:
+        return first[None]
+    if first.ndim > 2 and not first.is_contiguous():
+        return torch.stack([r.movedim(1, -1) for r in rows]).movedim(-1, 2)
+    return torch.stack(list(rows))

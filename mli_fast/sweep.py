@@ -1,0 +1,212 @@
+"""The verb: evaluate a network along the line between two parameter sets, in one pass over the data."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mli_fast import batch_norm as batch_norms
+from mli_fast import native, version
+from mli_fast.checkpoints import Anchors, Source, gather
+from mli_fast.criteria import criterion as criterion_of
+from mli_fast.engine import Work, run
+from mli_fast.engine.batches import Forward, checked_loader, checked_pair, cut, default_forward, is_pair
+from mli_fast.engine.guard import random_state_kept
+from mli_fast.engine.network import Network
+from mli_fast.engine.points import Points
+from mli_fast.engine.rows import rows_per_pass
+from mli_fast.ops.backend import requested, require
+from mli_fast.paths import Line
+from mli_fast.reducers import Reducer, check_metrics
+from mli_fast.result import SweepResult
+
+PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+LATER_PRECISIONS = ("tf32", "fp16")
+
+
+def sweep(
+    model: nn.Module,
+    theta_0: Source,
+    theta_T: Source,
+    loader: Iterable[Any] | tuple[Tensor, Tensor],
+    alphas: int | Any = 50,
+    *,
+    criterion: str | Callable[[Any, Any], Tensor] = "cross_entropy",
+    metrics: Iterable[str] | Mapping[str, Callable[[Any, Any], Tensor]] = ("accuracy",),
+    batch_norm: str = "interpolate",
+    calibration: Any = None,
+    schedule: Any = None,
+    precision: str | None = None,
+    device: str | torch.device | None = None,
+    backend: str = "auto",
+    forward: Forward | None = None,
+    chunk: int | str = "auto",
+    compile: bool | str = "auto",
+    progress: bool | None = None,
+) -> SweepResult:
+    """Loss and accuracy at theta(alpha) = (1 - alpha) theta_0 + alpha theta_T for many alpha (Goodfellow et al. 2014).
+
+    The data is read once. The model runs in eval mode on a private copy; the model, both checkpoints and the random
+    states are afterwards as they were.
+
+    Args:
+        model: the architecture; its own values are not used and not changed.
+        theta_0: a state dict, a module, a path to .pt/.pth (read with weights_only=True) or .safetensors, or a folder
+            of shards.
+        theta_T: likewise; alpha = 1.
+        loader: an iterable of (inputs, targets), or of dicts whose `labels` are the targets; or one pair (X, y) of
+            tensors, cut into batches here.
+        alphas: a count (that many from 0 to 1), or any 1-D sequence; values outside [0, 1] extrapolate.
+        criterion: "cross_entropy", "mse", "nll", "bce_with_logits", "causal_lm", or a callable (outputs, targets) ->
+            per-example losses [B]; a 0-d result is taken as the batch mean.
+        metrics: of "accuracy", "class_loss", "class_accuracy", "prediction_histogram", or a dict name -> callable
+            (outputs, targets) -> [B].
+        batch_norm: running statistics "interpolate" as the parameters do, or are those of the "start" or the "end".
+        calibration: for policies of a later version.
+        schedule: None; schedules come with a later version.
+        precision: None (the parameters' own), "fp64", "fp32" or "bf16" (operands rounded to bfloat16, sums in float32).
+        device: where to work; None: where the model is.
+        backend: "auto", "reference" (plain PyTorch), "native" (the compiled kernels).
+        forward: (model, batch) -> (outputs, targets), for any other layout of a batch.
+        chunk: the number of points per pass of the vmap engine, or "auto".
+        compile: True runs the vmapped network through torch.compile; "auto" and False do not on the CPU.
+        progress: True, False, or None: a bar if the standard error is a terminal.
+
+    Returns:
+        A `SweepResult`: float64 loss, accuracy, ... per alpha, with standard errors and the provenance.
+
+    Raises:
+        ValueError: checkpoints, alphas, data or options that do not fit; the message names the key, shapes or batch.
+        TypeError: arguments of the wrong kind.
+        Exception: what the model, the loader or a metric raises, with the batch and the points in its notes.
+
+    Example:
+        >>> import torch, mli_fast
+        >>> a, b = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+        >>> result = mli_fast.sweep(a, a, b, (torch.randn(7, 3), torch.arange(7) % 2), alphas=5)
+        >>> result.loss.shape, result.count
+        ((5,), 7)
+    """
+    line = Line(alphas)
+    dtype = _checked_options(schedule, precision, backend, chunk, compile)
+    batch_norms.check(batch_norm, calibration)
+    scored = criterion_of(criterion)
+    names, functions = check_metrics(metrics)
+    place = _device(model, device)
+    started = time.perf_counter()
+    with random_state_kept(), torch.no_grad(), requested(backend) as choice:
+        pair = checked_pair(loader) if is_pair(loader) else None
+        anchors = gather(model, (theta_0, theta_T))
+        _warn(anchors)
+        coefficients = torch.from_numpy(line.coefficients())
+        held = {
+            n: c for n, c in batch_norms.coefficients(model, batch_norm, coefficients).items() if n in anchors.values
+        }
+        points = Points(_placed(anchors, dtype, place), coefficients, held, dtype)
+        network = Network(model, forward or default_forward, dtype, place)
+        reducer = Reducer(scored, names, functions, len(line.alphas))
+        work = Work(network, points, reducer, line.alphas, place, chunk, compile is True)
+        rows = None if pair is None else rows_per_pass(network, points, pair)
+        batches = checked_loader(loader) if pair is None or rows is None else cut(pair, rows)
+        run(work, batches, sys.stderr.isatty() if progress is None else progress)
+    dataset = reducer.dataset(line.alphas)
+    plan = work.plan
+    assert plan is not None
+    dataset.attrs["provenance"] = json.dumps(
+        {
+            "path": "line",
+            "anchors": [_named(theta_0), _named(theta_T)],
+            "engine": plan.engine,
+            "engine_reason": plan.reason,
+            "compiled": plan.compiled,
+            "chunk": plan.chunk if plan.engine == "vmap" else 1,
+            "rows_per_pass": rows,
+            "backend": backend,
+            "kernels": sorted(choice.used),
+            "instruction_set": native.isa(),
+            "precision": precision or "as the parameters",
+            "device": str(place),
+            "threads": torch.get_num_threads(),
+            "batch_norm": batch_norm,
+            "criterion": scored.name,
+            "metrics": [*names, *functions],
+            "points": len(line.alphas),
+            "examples": reducer.count,
+            "batches": reducer.batches,
+            "seconds": time.perf_counter() - started,
+            "kept": anchors.kept,
+            "widened": anchors.widened,
+            "nonfinite": {name: list(where) for name, where in anchors.nonfinite.items()},
+            "versions": {
+                "mli_fast": version.VERSION,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+        }
+    )
+    return SweepResult(dataset)
+
+
+def _checked_options(schedule: Any, precision: Any, backend: str, chunk: Any, compile: Any) -> torch.dtype | None:
+    """Raise for options that do not fit; the compute dtype, None for the parameters' own."""
+    if schedule is not None:
+        raise ValueError("schedule comes with a later version of mli_fast; this one moves every parameter linearly")
+    if precision in LATER_PRECISIONS:
+        raise ValueError(
+            f"precision={precision!r} needs a GPU; on the CPU there are {', '.join(map(repr, PRECISIONS))}"
+        )
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is not one of None, {', '.join(map(repr, PRECISIONS))}")
+    if chunk != "auto" and (isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)) or chunk < 1):
+        raise ValueError(f"chunk={chunk!r}: expected 'auto' or a number of points, at least 1")
+    if compile not in ("auto", True, False):
+        raise ValueError(f"compile={compile!r}: expected 'auto', True or False")
+    require(backend)
+    return None if precision is None else PRECISIONS[precision]
+
+
+def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, the architecture, got {type(model).__name__}")
+    if device is not None:
+        return torch.device(device)
+    first = next(iter(model.parameters()), None)
+    return torch.device("cpu") if first is None or first.device.type == "meta" else first.device
+
+
+def _placed(anchors: Anchors, dtype: torch.dtype | None, device: torch.device) -> dict[str, tuple[Tensor, ...]]:
+    """The anchors on the device; in float64 where the work is, and constants in the compute dtype."""
+
+    def place(tensor: Tensor, constant: bool) -> Tensor:
+        wanted = dtype if tensor.is_floating_point() and (constant or dtype == torch.float64) else None
+        return tensor.to(device=device, dtype=wanted)
+
+    return {name: tuple(place(t, len(group) == 1) for t in group) for name, group in anchors.values.items()}
+
+
+def _warn(anchors: Anchors) -> None:
+    if anchors.nonfinite:
+        name, where = next(iter(anchors.nonfinite.items()))
+        which = " and ".join(("theta_0", "theta_T")[i] for i in where)
+        warnings.warn(
+            f"{len(anchors.nonfinite)} tensor(s) hold NaN or Inf, the first is {name!r} in {which}; points that use "
+            "them will be NaN, an endpoint that does not is exact",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _named(source: Source) -> str:
+    """How the provenance calls a checkpoint."""
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
