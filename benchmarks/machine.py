@@ -34,8 +34,14 @@ def describe() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Versions of everything that was measured; None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "mli_fast": _version("mli-fast")}
+    found: dict[str, str | None] = {"python": platform.python_version(), "mli_fast": _own_version()}
     return found | {name: _version(name) for name in PACKAGES}
+
+
+def _own_version() -> str:
+    import mli_fast  # asked itself: it may run from the working tree, not installed
+
+    return mli_fast.__version__
 
 
 def _version(name: str) -> str | None:

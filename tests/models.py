@@ -155,6 +155,14 @@ register("cnn-bn", normal(3, 8, 7))(
         nn.Linear(7, CLASSES),
     )
 )  # fmt: skip
+# Norms of the input itself: nothing to fold them into, and where affine is off nothing but statistics that move.
+register("batch-norm-first", normal(6))(lambda: nn.Sequential(nn.BatchNorm1d(6, affine=False), nn.Linear(6, CLASSES)))
+register("batch-norm-2d-first", normal(3, 6, 5))(
+    lambda: Head(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 5, 3), nn.ReLU()), 5)
+)
+register("group-norm-without-affine", normal(4, 7, 6))(
+    lambda: Head(nn.Sequential(nn.Conv2d(4, 2, 2, groups=2), nn.GroupNorm(1, 2, affine=False), nn.Conv2d(2, 5, 2)), 5)
+)
 register("dropout-eval", normal(6))(
     lambda: nn.Sequential(nn.Linear(6, 9), nn.Dropout(0.5), nn.ReLU(), nn.Linear(9, CLASSES))
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from mli_fast.ops.blend import blend_at
 from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.norm import fold_batch_norm
+from mli_fast.ops.points import as_operator
 
 if TYPE_CHECKING:
     from mli_fast.blended.memo import Entry
@@ -21,11 +23,21 @@ class CannotDefer(RuntimeError):
     """The model does something that deferred values do not survive; it has to run on computed ones."""
 
 
+def _poison(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    value = float("nan") if dtype.is_floating_point or dtype.is_complex else 0
+    return torch.full((), value, dtype=dtype, device=device).expand(shape)
+
+
+_remembered_poison = lru_cache(maxsize=4096)(_poison)
+
+
 class PointTensor(torch.Tensor):
     """A tensor whose value is behind `resolve()`; every PyTorch function on it goes through the table.
 
     Its own storage is a single NaN, so code that reads past the table is noticed.
     """
+
+    _meta: tuple[torch.Size, torch.dtype, torch.device]
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -36,8 +48,31 @@ class PointTensor(torch.Tensor):
     @staticmethod
     def shell(cls: type, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Any:
         """An instance with the metadata of a tensor and no value."""
-        poison = float("nan") if dtype.is_floating_point or dtype.is_complex else 0
-        return torch.Tensor._make_subclass(cls, torch.full((), poison, dtype=dtype, device=device).expand(shape))
+        make = _poison if as_operator() else _remembered_poison
+        self = torch.Tensor._make_subclass(cls, make(tuple(shape), dtype, device))
+        self._meta = torch.Size(shape), dtype, device
+        return self
+
+    # read so often that going through the table would show
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        """The value's shape."""
+        return self._meta[0]
+
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        """The value's number of dimensions."""
+        return len(self._meta[0])
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """The value's dtype."""
+        return self._meta[1]
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """The value's device."""
+        return self._meta[2]
 
     def resolve(self) -> Tensor:
         """The value as a plain tensor."""

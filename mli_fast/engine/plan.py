@@ -19,7 +19,7 @@ ENGINES = ("loop", "vmap")
 SMALL_WORK = 2**22
 
 # One pass's widest activation stays in the last-level cache; measured over the workloads of benchmarks/
-ACTIVATION_BYTES = 2**21
+ACTIVATION_BYTES = 2**23
 
 _forced: ContextVar[str | None] = ContextVar("mli_fast_engine", default=None)
 
@@ -64,7 +64,7 @@ def choose(work: int, activation_bytes: int, points: int, chunk: int | str, comp
         chunk: the caller's.
         compile_: whether the caller asks for torch.compile, which works on the vmapped function.
     """
-    size = max(1, 4 * ACTIVATION_BYTES // max(activation_bytes, 1)) if chunk == "auto" else int(chunk)
+    size = max(1, ACTIVATION_BYTES // max(activation_bytes, 1)) if chunk == "auto" else int(chunk)
     size = min(size, points)
     engine = _forced.get()
     if engine is not None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from mli_fast.blended import BlendedTensor
-from mli_fast.ops.blend import blend, blend_all
+from mli_fast.ops.blend import blend
 
 KEPT_OBJECTS = 50_000  # small vectors of all points are kept while they are no more tensors than this
+VALUES_AHEAD = 2**22  # numbers of vectors that are blended ahead for the points to come
 
 
 class Points:
@@ -43,8 +44,10 @@ class Points:
         self._dtype = dtype
         self._constants = {n: self._constant(a[0]) for n, a in anchors.items() if len(a) == 1}
         self._moving = [n for n, a in anchors.items() if len(a) > 1]
-        self._vectors = [n for n in self._moving if anchors[n][0].ndim <= 1]
-        self._keep = self.count * len(self._vectors) <= KEPT_OBJECTS
+        vectors = [n for n in self._moving if anchors[n][0].ndim <= 1]
+        self._matrices = [n for n in self._moving if anchors[n][0].ndim > 1]
+        self._packed = self._pack(vectors)
+        self._keep = self.count * len(vectors) <= KEPT_OBJECTS
         self._kept: dict[int, dict[str, BlendedTensor]] = {}
 
     def dtype_of(self, anchor: Tensor) -> torch.dtype:
@@ -54,7 +57,7 @@ class Points:
     def deferred(self, p: int) -> dict[str, Tensor]:
         """The values at point p, not computed yet but for the vectors, which one blend computes together."""
         values: dict[str, Tensor] = dict(self._constants)
-        for name in self._moving:
+        for name in self._matrices:
             values[name] = self._blended(name, self._row(name, p))
         values.update(self._vectors_at(p))
         return values
@@ -80,6 +83,16 @@ class Points:
             values[name] = self._blended(name, coefficients[self._group.get(name, 0)])
         return values
 
+    def _pack(self, names: Sequence[str]) -> list[Vectors]:
+        alike: dict[tuple[int, torch.dtype, torch.dtype], list[str]] = {}
+        for name in names:
+            first = self.anchors[name][0]
+            alike.setdefault((self._group.get(name, 0), first.dtype, self.dtype_of(first)), []).append(name)
+        return [
+            Vectors({n: self.anchors[n] for n in chosen}, self._groups[group], dtype)
+            for (group, _, dtype), chosen in alike.items()
+        ]
+
     def _row(self, name: str, p: int) -> Tensor:
         return self._groups[self._group.get(name, 0)][p]
 
@@ -92,14 +105,40 @@ class Points:
 
     def _vectors_at(self, p: int) -> dict[str, BlendedTensor]:
         if p not in self._kept:
-            anchors = [self.anchors[n] for n in self._vectors]
-            rows = [self._row(n, p) for n in self._vectors]
-            values = blend_all(anchors, rows, [self.dtype_of(a[0]) for a in anchors])
-            vectors = {
-                n: BlendedTensor.make(a, row, value.dtype, value=value)
-                for n, a, row, value in zip(self._vectors, anchors, rows, values, strict=True)
-            }
+            vectors = {}
+            for packed in self._packed:
+                vectors.update(packed.at(p))
             if not self._keep:
                 return vectors
             self._kept[p] = vectors
         return self._kept[p]
+
+
+class Vectors:
+    """All vectors that move with the same coefficients, end to end, so that one blend makes many points' values.
+
+    Args:
+        anchors: name -> R tensors of at most one dimension, of one dtype.
+        coefficients: float64 [P, R].
+        dtype: the values' dtype.
+    """
+
+    def __init__(self, anchors: Mapping[str, tuple[Tensor, ...]], coefficients: Tensor, dtype: torch.dtype) -> None:
+        self._anchors, self._coefficients, self._dtype = anchors, coefficients, dtype
+        self._sizes = [a[0].numel() for a in anchors.values()]
+        count = len(next(iter(anchors.values())))
+        self._flat = [torch.cat([a[r].reshape(-1) for a in anchors.values()]) for r in range(count)]
+        self._points = max(1, VALUES_AHEAD // max(1, sum(self._sizes)))
+        self._first, self._values = 0, self._flat[0].new_empty(0, dtype=dtype)
+
+    def at(self, p: int) -> dict[str, BlendedTensor]:
+        """The values at point p."""
+        if not self._first <= p < self._first + len(self._values):
+            self._first = p - p % self._points
+            self._values = blend(self._flat, self._coefficients[self._first : self._first + self._points], self._dtype)
+        parts = self._values[p - self._first].split(self._sizes)
+        row = self._coefficients[p]
+        return {
+            name: BlendedTensor.make(a, row, self._dtype, value=part.view(a[0].shape))
+            for (name, a), part in zip(self._anchors.items(), parts, strict=True)
+        }

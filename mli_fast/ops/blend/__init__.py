@@ -33,29 +33,6 @@ def blend(
     return reference.blend(anchors, coefficients, dtype)
 
 
-def blend_all(
-    anchors: Sequence[Sequence[Tensor]],  # T x R tensors
-    coefficients: Sequence[Tensor],  # T x [R] float64
-    dtypes: Sequence[torch.dtype],  # T
-) -> list[Tensor]:
-    """Blend T parameters of one point; the compiled kernel does all of them in one call."""
-    fused: list[int] = []
-    for t, group in enumerate(anchors):
-        if dtypes[t] == torch.float32 and all(a.is_contiguous() for a in group) and native_serves("blend", *group):
-            fused.append(t)
-    out = [torch.empty(0)] * len(anchors)
-    for t in set(range(len(anchors))) - set(fused):
-        out[t] = reference.blend(anchors[t], coefficients[t][None], dtypes[t])[0]
-    for count in {len(anchors[t]) for t in fused}:
-        chosen = [t for t in fused if len(anchors[t]) == count]
-        for t in chosen:
-            out[t] = torch.empty_like(anchors[t][0])
-        native.blend(
-            [out[t] for t in chosen], [anchors[t] for t in chosen], torch.stack([coefficients[t] for t in chosen])
-        )
-    return out
-
-
 def blend_at(anchors: Sequence[Tensor], coefficients: Tensor, dtype: torch.dtype) -> Tensor:
     """`blend` at one point, coefficients [R]; may be called under vmap and torch.compile."""
     if as_operator():
