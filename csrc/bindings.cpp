@@ -58,6 +58,34 @@ void product(bool wide, Address to, Address x, std::tuple<int64_t, int64_t, int6
   (wide ? mli::kernels().product_f64 : mli::kernels().product_f32)(args);
 }
 
+void winograd(Address to, Address x, std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> sizes,
+              std::tuple<int64_t, int64_t, int64_t, int64_t> place, int64_t x_point_stride, const std::vector<Address>& anchors,
+              Address coefficients, const EpilogueTuple& tail, int threads) {
+  const auto pointers = in(anchors);
+  const auto [points, images, height, width, channels, columns] = sizes;
+  const auto [out_height, out_width, pad_y, pad_x] = place;
+  const mli::WinogradArgs args{out(to),
+                               in(x),
+                               points,
+                               images,
+                               height,
+                               width,
+                               channels,
+                               columns,
+                               out_height,
+                               out_width,
+                               pad_y,
+                               pad_x,
+                               x_point_stride,
+                               pointers.data(),
+                               static_cast<const double*>(in(coefficients)),
+                               static_cast<int64_t>(pointers.size()),
+                               epilogue(tail),
+                               threads};
+  py::gil_scoped_release release;
+  mli::kernels().winograd_f32(args);
+}
+
 void combine(bool wide, Address to, const std::vector<Address>& products, Address coefficients,
              std::tuple<int64_t, int64_t, int64_t> sizes, const EpilogueTuple& tail, int threads) {
   const auto pointers = in(products);
@@ -146,6 +174,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("set_openmp", [](Address fork) { mli::set_openmp(out(fork)); }, py::arg("gomp_parallel"));
   m.def("has_openmp", &mli::has_openmp);
   m.def("product", &product);
+  m.def("winograd", &winograd);
   m.def("combine", &combine);
   m.def("blend", &blend);
   m.def("cross_entropy", &cross_entropy);

@@ -240,6 +240,7 @@ def conv(
     residual: Tensor | None = None,  # [P * B, N, out spatial...] or [B, N, out spatial...], channels-last memory
     activation: str = "none",
     shared: bool = False,
+    algorithm: str = "direct",
 ) -> Tensor:
     """Convolution in 1, 2 or 3 dimensions, not grouped, with blended weights and the epilogue of `linear`.
 
@@ -255,6 +256,8 @@ def conv(
         residual: Summand per output element.
         activation: One of `ACTIVATIONS`.
         shared: Whether ``x`` is one input seen by all points.
+        algorithm: "direct", or "winograd": fewer multiplications for a 3 x 3 kernel at stride 1 in float32. Not-a-number
+            and infinity then spread over 2 x 2 output pixels instead of one.
 
     Returns:
         The output, [P * B, N, out spatial...] in channels-last memory.
@@ -276,8 +279,15 @@ def conv(
             raise ValueError(f"x: batch {batch} is not a multiple of the {points} points")
         batch //= max(points, 1)
     columns, kernel = anchors[0].shape[0], tuple(anchors[0].shape[2:])
-    offsets, out_sizes = _pixel_offsets(channels, tuple(sizes), kernel, tuple(stride), tuple(padding), tuple(dilation))
-    pixels, taps = offsets.shape
+    move = tuple(stride), tuple(padding), tuple(dilation)
+    if algorithm == "winograd":
+        _check_winograd(dtype, tuple(sizes), kernel, *move)
+        out_sizes = tuple(n + 2 * p - 2 for n, p in zip(sizes, padding, strict=True))
+    elif algorithm == "direct":
+        offsets, out_sizes = _pixel_offsets(channels, tuple(sizes), kernel, *move)
+    else:
+        raise ValueError(f'algorithm {algorithm!r}: expected "direct" or "winograd"')
+    pixels = prod(out_sizes)
     rows = batch * pixels
     x_at = _check("x in channels-last memory", x.movedim(1, -1), (x.shape[0], *sizes, channels), dtype)
     weights = [a.movedim(1, -1) for a in anchors]
@@ -287,11 +297,24 @@ def conv(
     tail = _epilogue(points, rows, columns, dtype, scale, shift, residual, activation)
     out = torch.empty((points * batch, *out_sizes, columns), dtype=dtype)
     image = prod(sizes) * channels
+    if algorithm == "winograd":
+        native.winograd(
+            out.data_ptr(),
+            x_at,
+            (points, batch, *sizes, channels, columns),
+            (*out_sizes, *padding),
+            0 if shared else batch * image,
+            weights_at,
+            coefficients_at,
+            tail,
+            torch.get_num_threads(),
+        )
+        return out.movedim(-1, 1)
     native.product(
         dtype is torch.float64,
         out.data_ptr(),
         x_at,
-        (points, rows, columns, taps, channels),
+        (points, rows, columns, offsets.shape[1], channels),
         0 if shared else batch * image,
         weights_at,
         coefficients_at,
@@ -302,6 +325,23 @@ def conv(
         torch.get_num_threads(),
     )
     return out.movedim(-1, 1)
+
+
+def _check_winograd(
+    dtype: torch.dtype,
+    sizes: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> None:
+    if (kernel, stride, dilation, dtype) != ((3, 3), (1, 1), (1, 1), torch.float32):
+        raise ValueError(
+            "winograd: takes 3 x 3 kernels, stride 1, dilation 1, float32; got "
+            f"kernel {kernel}, stride {stride}, dilation {dilation}, {dtype}; use direct"
+        )
+    if min(padding) < 0 or any(n + 2 * p < 2 for n, p in zip(sizes, padding, strict=True)):
+        raise ValueError(f"winograd: image {sizes} with padding {padding} does not fit kernel {kernel}")
 
 
 def _rows_of(images: Tensor, points: int, rows: int, columns: int) -> Tensor:

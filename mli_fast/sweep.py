@@ -34,6 +34,10 @@ PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat
 LATER_PRECISIONS = ("tf32", "fp16")
 
 
+class NonFiniteWarning(UserWarning, RuntimeWarning):
+    """A checkpoint holds NaN or Inf."""
+
+
 def sweep(
     model: nn.Module,
     theta_0: Source,
@@ -104,7 +108,7 @@ def sweep(
     names, functions = check_metrics(metrics)
     place = _device(model, device)
     started = time.perf_counter()
-    with random_state_kept(), torch.no_grad(), requested(backend) as choice:
+    with random_state_kept(), torch.inference_mode(False), torch.no_grad(), requested(backend) as choice:
         pair = checked_pair(loader) if is_pair(loader) else None
         anchors = gather(model, (theta_0, theta_T))
         _warn(anchors)
@@ -135,7 +139,7 @@ def sweep(
             "backend_asked_for": backend,
             "kernels": sorted(choice.used),
             "instruction_set": native.isa(),
-            "precision": precision or "as the parameters",
+            "precision": precision or _precision_of(anchors),
             "device": str(place),
             "threads": torch.get_num_threads(),
             "batch_norm": batch_norm,
@@ -181,7 +185,10 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, the architecture, got {type(model).__name__}")
     if device is not None:
-        return torch.device(device)
+        place = torch.device(device)
+        if place.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={str(device)!r} is not available: this PyTorch sees no GPU")
+        return place
     first = next(iter(model.parameters()), None)
     return torch.device("cpu") if first is None or first.device.type == "meta" else first.device
 
@@ -203,9 +210,16 @@ def _warn(anchors: Anchors) -> None:
         warnings.warn(
             f"{len(anchors.nonfinite)} tensor(s) hold NaN or Inf, the first is {name!r} in {which}; points that use "
             "them will be NaN, an endpoint that does not is exact",
-            RuntimeWarning,
+            NonFiniteWarning,
             stacklevel=3,
         )
+
+
+def _precision_of(anchors: Anchors) -> str:
+    """The names of the parameters' own dtypes."""
+    dtypes = {a[0].dtype for a in anchors.values.values() if a[0].is_floating_point()}
+    names = {dtype: name for name, dtype in PRECISIONS.items()} | {torch.float16: "fp16"}
+    return ", ".join(sorted(names.get(d, str(d)) for d in dtypes)) or "no floating parameters"
 
 
 def _named(source: Source) -> str:

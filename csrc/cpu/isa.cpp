@@ -3,6 +3,7 @@
 #include "combine.hpp"
 #include "cross_entropy.hpp"
 #include "product.hpp"
+#include "winograd.hpp"
 
 #define MLI_TEXT_(x) #x
 #define MLI_TEXT(x) MLI_TEXT_(x)
@@ -12,7 +13,7 @@ namespace mli::MLI_ISA {
 extern const Kernels kernels;
 const Kernels kernels = {
     MLI_TEXT(MLI_ISA), product<float>, product<double>, combine<float>,       combine<double>,
-    blend<float>,      blend<double>,  cross_entropy<float>, cross_entropy<double>,
+    blend<float>,      blend<double>,  cross_entropy<float>, cross_entropy<double>, winograd<float>,
 };
 
 }  // namespace mli::MLI_ISA

@@ -31,6 +31,20 @@ struct ProductArgs {
   int threads;
 };
 
+// Convolution with 3 x 3 kernels at stride 1; channels-last images [images, height, width, channels] for each point.
+struct WinogradArgs {
+  void* out;      // [P, images, out_height, out_width, N]
+  const void* x;  // [P or 1, images, height, width, C]
+  int64_t points, images, height, width, channels, columns;
+  int64_t out_height, out_width, pad_y, pad_x;
+  int64_t x_point_stride;      // 0: all points see the same input
+  const void* const* anchors;  // R times [N, 3, 3, C]
+  const double* coefficients;  // [P, R]
+  int64_t anchor_count;
+  Epilogue epilogue;  // M = images * out_height * out_width
+  int threads;
+};
+
 // out[p, m, n] = epilogue(sum_r c[p, r] * product_r[m, n])
 struct CombineArgs {
   void* out;
@@ -75,6 +89,7 @@ struct Kernels {
   void (*blend_f64)(const BlendArgs&);
   void (*cross_entropy_f32)(const CrossEntropyArgs&);
   void (*cross_entropy_f64)(const CrossEntropyArgs&);
+  void (*winograd_f32)(const WinogradArgs&);
 };
 
 }  // namespace mli

@@ -46,6 +46,21 @@ struct Free {
   void operator()(void* p) const { std::free(p); }
 };
 
+struct Scratch {
+  std::unique_ptr<void, Free> memory;
+  size_t capacity = 0;
+
+  void* grown(size_t bytes) {
+    if (bytes > capacity) {
+      const size_t rounded = (bytes + 4095) / 4096 * 4096;
+      capacity = 0;
+      memory.reset(std::aligned_alloc(4096, rounded));
+      if (memory != nullptr) capacity = rounded;
+    }
+    return memory.get();
+  }
+};
+
 }  // namespace
 
 void set_openmp(void* address) { gomp_parallel.store(reinterpret_cast<GompParallel>(address)); }
@@ -68,15 +83,15 @@ void parallel_run(int64_t tasks, int threads, bool (*body)(void*, int64_t), void
 }
 
 void* thread_scratch(size_t bytes) {
-  thread_local std::unique_ptr<void, Free> memory;
-  thread_local size_t capacity = 0;
-  if (bytes > capacity) {
-    const size_t rounded = (bytes + 4095) / 4096 * 4096;
-    capacity = 0;
-    memory.reset(std::aligned_alloc(4096, rounded));
-    if (memory != nullptr) capacity = rounded;
-  }
-  return memory.get();
+  thread_local Scratch scratch;
+  return scratch.grown(bytes);
+}
+
+void* shared_scratch(size_t bytes) {
+  thread_local Scratch scratch;
+  void* memory = scratch.grown(bytes);
+  if (memory == nullptr && bytes > 0) throw std::bad_alloc();
+  return memory;
 }
 
 }  // namespace mli

@@ -17,6 +17,9 @@ bool has_openmp();
 // At least `bytes` bytes, 64-byte aligned, owned by the calling thread and valid until its next call; null if there are none.
 void* thread_scratch(size_t bytes);
 
+// A second such memory, for what a call shares with the threads it forks. Throws std::bad_alloc.
+void* shared_scratch(size_t bytes);
+
 template <class F>
 inline void parallel_for(int64_t tasks, int threads, F&& body) {
   parallel_run(

@@ -26,6 +26,7 @@ from mli_fast.blended.tensors import (
 )
 from mli_fast.ops.conv import Geometry
 from mli_fast.ops.norm import norm_at
+from mli_fast.ops.points import as_operator
 
 Handler = Callable[..., Any]
 TABLE: dict[Any, Handler] = {}
@@ -262,7 +263,8 @@ def _channels_match(x: Pending) -> bool:
 
 
 def _plain_norm(kind: str, x: Any, weight: Any, bias: Any, sizes: list[int], eps: float) -> Any:
-    if not any(isinstance(t, BlendedTensor) and not t.constant for t in (weight, bias)):
+    moving = any(isinstance(t, BlendedTensor) and not t.constant for t in (weight, bias))
+    if not moving and not as_operator():
         return NotImplemented
     return norm_at(resolved(x), resolved(weight), resolved(bias), kind, sizes, eps)
 

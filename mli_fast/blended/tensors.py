@@ -49,7 +49,7 @@ class PointTensor(torch.Tensor):
     def shell(cls: type, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Any:
         """An instance with the metadata of a tensor and no value."""
         make = _poison if as_operator() else _remembered_poison
-        self = torch.Tensor._make_subclass(cls, make(tuple(shape), dtype, device))
+        self: Any = torch.Tensor._make_subclass(cls, make(tuple(shape), dtype, device))
         self._meta = torch.Size(shape), dtype, device
         return self
 
@@ -219,7 +219,7 @@ class Pending(PointTensor):
     def follow(self, following: Following) -> None:
         """Take on what follows, noting the state of the operands that someone else could change meanwhile."""
         self.following = following
-        watched = [t for t in (self.product.x, following.residual) if type(t) is Tensor]
+        watched = [t for t in (self.product.x, following.residual) if type(t) is Tensor and not t.is_inference()]
         self.versions = tuple((t, t._version) for t in watched)
 
     def extended(self, in_place: bool, **changes: Any) -> Pending:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mli_fast.blended import CannotDefer, Memo, evaluated, remembering
 from mli_fast.blended.memo import mapped
+from mli_fast.engine.guard import vmap_fallback_unmentioned
 from mli_fast.engine.network import Network
 from mli_fast.engine.plan import Plan
 from mli_fast.engine.points import Points
@@ -69,7 +70,8 @@ class VmapEngine:
             kept.append(targets)
             return outputs
 
-        outputs = torch.vmap(one, randomness="same")(*groups)
+        with vmap_fallback_unmentioned():
+            outputs = torch.vmap(one, randomness="same")(*groups)
         if any(torch._C._functorch.is_batchedtensor(t) for t in _tensors(kept[0])):
             raise CannotDefer("the targets depend on the point")
         return outputs, kept[0]

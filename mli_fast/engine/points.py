@@ -73,12 +73,19 @@ class Points:
         return values
 
     def groups(self, start: int, stop: int) -> list[Tensor]:
-        """The coefficients [A, R] of points start..stop-1, a tensor for each group of names."""
-        return [g[start:stop] for g in self._groups]
+        """The coefficients [A, R] of points start..stop-1, a tensor for each group of names, the constants' last."""
+        return [*(g[start:stop] for g in self._groups), torch.ones(stop - start, 1, dtype=torch.float64)]
 
     def batched(self, coefficients: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The values under vmap over the coefficients [R] of every group."""
+        """The values under vmap over the coefficients [R] of every group.
+
+        Constants are per point as all others are: whether two anchors agree must not change the layout of what follows,
+        and with it the order of its sums.
+        """
         values: dict[str, Tensor] = dict(self._constants)
+        for name, constant in self._constants.items():
+            if constant.dtype.is_floating_point:
+                values[name] = BlendedTensor.make(constant.anchors, coefficients[-1], constant.dtype)
         for name in self._moving:
             values[name] = self._blended(name, coefficients[self._group.get(name, 0)])
         return values

@@ -27,6 +27,14 @@ def per_point(tensor: Any, dim: int | None, size: int) -> Any:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if it does not start on a cache line.
+
+    A point's slice of a larger tensor starts anywhere, and the vendor's products round differently there.
+    """
+    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % 64 else tensor
+
+
 def channels_last(tensor: Tensor) -> Tensor:
     """[B, C, *spatial] with the channels innermost in memory; copied only if they are not."""
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1)

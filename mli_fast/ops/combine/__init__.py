@@ -38,9 +38,9 @@ def combine(
         if all(r is not None for r in (*rows, *(residuals or ()))):
             out = native.combine(
                 rows,  # type: ignore[arg-type]
-                coefficients,
-                scale=epilogue.scale,
-                shift=epilogue.shift,
+                coefficients.contiguous(),
+                scale=None if epilogue.scale is None else epilogue.scale.contiguous(),
+                shift=None if epilogue.shift is None else epilogue.shift.contiguous(),
                 residual=None if residuals is None else stack(residuals),  # type: ignore[arg-type]
                 activation=epilogue.activation,
             )

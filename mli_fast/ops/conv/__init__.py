@@ -71,12 +71,12 @@ def _call(x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, geometry: 
     return native.conv(
         channels_last(x),
         [weight_channels_last(w) for w in weights],
-        coefficients,
+        coefficients.contiguous(),
         stride=geometry.stride,
         padding=geometry.padding,
         dilation=geometry.dilation,
-        scale=epilogue.scale,
-        shift=epilogue.shift,
+        scale=None if epilogue.scale is None else epilogue.scale.contiguous(),
+        shift=None if epilogue.shift is None else epilogue.shift.contiguous(),
         residual=None if epilogue.residual is None else channels_last(epilogue.residual),
         activation=epilogue.activation,
     )

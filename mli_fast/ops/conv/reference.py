@@ -13,7 +13,7 @@ from mli_fast.ops.blend import blend
 from mli_fast.ops.blend.reference import ONE
 from mli_fast.ops.combine import combine
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import channels_last, stack
+from mli_fast.ops.points import aligned, channels_last, stack
 from mli_fast.ops.precision import widened
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def product(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     x, weight = widened(x), widened(weight.to(x.dtype))
     if x.ndim == 4:  # the vendor's fast layout
         x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    x, weight = aligned(x), aligned(weight)
     return channels_last(CONVOLUTIONS[x.ndim - 2](x, weight, None, *geometry))  # the layout that `combine` works on
 
 

@@ -38,9 +38,9 @@ def linear(
         out = native.linear(
             x.reshape(len(x), -1, x.shape[-1]).contiguous(),
             weights,
-            coefficients,
-            scale=epilogue.scale,
-            shift=epilogue.shift,
+            coefficients.contiguous(),
+            scale=_packed(epilogue.scale),
+            shift=_packed(epilogue.shift),
             residual=residual,
             activation=epilogue.activation,
         )
@@ -64,6 +64,10 @@ def products(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         rows = x.reshape(1, -1, x.shape[-1]).contiguous()
         return [native.linear(rows, [w], one).view(*x.shape[:-1], w.shape[0]) for w in weights]
     return [reference.product(x, w) for w in weights]
+
+
+def _packed(vectors: Tensor | None) -> Tensor | None:
+    return None if vectors is None else vectors.contiguous()
 
 
 def _native(x: Tensor, weights: Sequence[Tensor], *others: Tensor | None) -> bool:

@@ -12,12 +12,13 @@ from mli_fast.ops.blend import blend
 from mli_fast.ops.blend.reference import ONE
 from mli_fast.ops.combine import combine
 from mli_fast.ops.epilogue import Epilogue
+from mli_fast.ops.points import aligned
 from mli_fast.ops.precision import widened
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T with both rounded to the compute dtype, accumulated and returned in float32 or wider."""
-    return F.linear(widened(x), widened(weight.to(x.dtype)))
+    return F.linear(aligned(widened(x)), aligned(widened(weight.to(x.dtype))))
 
 
 def linear(x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, epilogue: Epilogue) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from mli_fast.ops.points import aligned
+
 NORMS = {
     "layer": lambda x, w, b, sizes, eps: F.layer_norm(x, sizes, w, b, eps),
     "group": lambda x, w, b, sizes, eps: F.group_norm(x, sizes[0], w, b, eps),
@@ -16,4 +18,4 @@ NORMS = {
 
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: str, sizes: list[int], eps: float) -> Tensor:
     """One point's norm; see `mli_fast.ops.norm.norm`."""
-    return NORMS[kind](x, weight, bias, sizes, eps)
+    return NORMS[kind](aligned(x), weight, bias, sizes, eps)
