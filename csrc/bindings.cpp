@@ -125,6 +125,27 @@ void blend(bool wide, const std::vector<Address>& outs, const std::vector<Addres
   (wide ? mli::kernels().blend_f64 : mli::kernels().blend_f32)(args);
 }
 
+// (anchors, coefficients, columns, depth, scale, shift, activation)
+using ChainTuple = std::tuple<std::vector<Address>, Address, int64_t, int64_t, Address, Address, int>;
+
+void chain(bool wide, Address to, Address x, const ChainTuple& source, const std::vector<ChainTuple>& layers, int64_t rows,
+           Address residual, int threads) {
+  static_assert(sizeof(Address) == sizeof(const void*));
+  const auto layer = [](const ChainTuple& t) {
+    const auto& [anchors, coefficients, columns, depth, scale, shift, activation] = t;
+    return mli::ChainLayer{reinterpret_cast<const void* const*>(anchors.data()), static_cast<const double*>(in(coefficients)),
+                           static_cast<int64_t>(anchors.size()), columns, depth, in(scale), in(shift),
+                           static_cast<mli::Activation>(activation)};
+  };
+  std::vector<mli::ChainLayer> all;
+  all.reserve(layers.size());
+  for (const ChainTuple& t : layers) all.push_back(layer(t));
+  const mli::ChainArgs args{out(to),    in(x),      in(residual), layer(source), all.data(), static_cast<int64_t>(all.size()),
+                            rows,       threads};
+  py::gil_scoped_release release;
+  (wide ? mli::kernels().chain_f64 : mli::kernels().chain_f32)(args);
+}
+
 // Targets index memory: they are checked before a kernel sees them.
 void check_targets(const int64_t* targets, int64_t rows, int64_t classes, int64_t ignore_index) {
   for (int64_t i = 0; i < rows; ++i) {
@@ -178,4 +199,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("combine", &combine);
   m.def("blend", &blend);
   m.def("cross_entropy", &cross_entropy);
+  m.def("chain", &chain);
 }

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mli_fast import buffers
+
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "tanh": 5}
 _DTYPES = (torch.float32, torch.float64)
 _OPENMP_NAMES = ("libgomp", "libiomp", "libomp")
@@ -180,7 +182,7 @@ def linear(
     x_at = _check("x", x, (rows, depth) if shared else (points, rows, depth), dtype)
     tail = _epilogue(points, rows, columns, dtype, scale, shift, residual, activation)
     if out is None:
-        out = torch.empty((points, rows, columns), dtype=dtype)
+        out = buffers.empty((points, rows, columns), dtype)
     native.product(
         dtype is torch.float64,
         _check("out", out, (points, rows, columns), dtype),
@@ -256,8 +258,8 @@ def conv(
         residual: Summand per output element.
         activation: One of `ACTIVATIONS`.
         shared: Whether ``x`` is one input seen by all points.
-        algorithm: "direct", or "winograd": fewer multiplications for a 3 x 3 kernel at stride 1 in float32. Not-a-number
-            and infinity then spread over 2 x 2 output pixels instead of one.
+        algorithm: "direct", or "winograd": fewer multiplications for a 3 x 3 kernel at stride 1 in float32. There a
+            NaN or infinity reaches the whole of each 2 x 2 tile of the output that it touches.
 
     Returns:
         The output, [P * B, N, out spatial...] in channels-last memory.
@@ -295,7 +297,7 @@ def conv(
     if residual is not None:
         residual = _rows_of(residual, points, rows, columns)
     tail = _epilogue(points, rows, columns, dtype, scale, shift, residual, activation)
-    out = torch.empty((points * batch, *out_sizes, columns), dtype=dtype)
+    out = buffers.empty((points * batch, *out_sizes, columns), dtype)
     image = prod(sizes) * channels
     if algorithm == "winograd":
         native.winograd(
@@ -392,7 +394,7 @@ def combine(
     sources = _addresses("products", products, (rows, columns), dtype)
     tail = _epilogue(points, rows, columns, dtype, scale, shift, residual, activation)
     if out is None:
-        out = torch.empty((points, rows, columns), dtype=dtype)
+        out = buffers.empty((points, rows, columns), dtype)
     to = _check("out", out, (points, rows, columns), dtype)
     wide = dtype is torch.float64
     native.combine(wide, to, sources, coefficients_at, (points, rows, columns), tail, torch.get_num_threads())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mli_fast import batch_norm as batch_norms
 from mli_fast import native, version
+from mli_fast.buffers import reused
 from mli_fast.checkpoints import Anchors, Source, gather
 from mli_fast.criteria import criterion as criterion_of
 from mli_fast.engine import Work, run
@@ -108,7 +109,7 @@ def sweep(
     names, functions = check_metrics(metrics)
     place = _device(model, device)
     started = time.perf_counter()
-    with random_state_kept(), torch.inference_mode(False), torch.no_grad(), requested(backend) as choice:
+    with random_state_kept(), torch.inference_mode(False), torch.no_grad(), requested(backend) as choice, reused():
         pair = checked_pair(loader) if is_pair(loader) else None
         anchors = gather(model, (theta_0, theta_T))
         _warn(anchors)

@@ -21,20 +21,27 @@ MLI_INLINE void combine_row(const T* const* products, const T* factors, int coun
   }
 }
 
+// A row with whatever number of active products, activation included.
+template <class T>
+MLI_INLINE void combine_one_row(const T* const* products, const T* factors, int count, int64_t at, int64_t columns,
+                                const RowEpilogue<T>& e, Activation activation, T* out) {
+  if (count == 0) {
+    for (int64_t n = 0; n < columns; n += kWidth<T>) {
+      store_first(out + n, finish(Vec<T>{}, e, n, columns - n), columns - n);
+    }
+  } else {
+    with_count(count, [&]<int R>() { combine_row<T, R>(products, factors, count, at, columns, e, out); });
+  }
+  activate_row(activation, out, columns);
+}
+
 template <class T>
 MLI_NOINLINE void combine_rows(const CombineArgs& a, const T* const* products, const T* factors, int count, int64_t point,
                                int64_t row0, int64_t row1) {
   for (int64_t row = row0; row < row1; ++row) {
     T* out = static_cast<T*>(a.out) + (point * a.rows + row) * a.columns;
     const RowEpilogue<T> e = row_epilogue<T>(a.epilogue, point, row, a.columns, 0);
-    if (count == 0) {
-      for (int64_t n = 0; n < a.columns; n += kWidth<T>) {
-        store_first(out + n, finish(Vec<T>{}, e, n, a.columns - n), a.columns - n);
-      }
-    } else {
-      with_count(count, [&]<int R>() { combine_row<T, R>(products, factors, count, row * a.columns, a.columns, e, out); });
-    }
-    activate_row(a.epilogue.activation, out, a.columns);
+    combine_one_row<T>(products, factors, count, row * a.columns, a.columns, e, a.epilogue.activation, out);
   }
 }
 

@@ -79,6 +79,27 @@ struct CrossEntropyArgs {
   int threads;
 };
 
+// One layer of a chain: epilogue(x (sum_r c[r] * anchor_r)^T). As a chain's source: anchors are products [M, N], no depth.
+struct ChainLayer {
+  const void* const* anchors;  // R times [N, K]
+  const double* coefficients;  // [R]
+  int64_t anchor_count, columns, depth;
+  const void* scale;  // [N] or null
+  const void* shift;  // [N] or null
+  Activation activation;
+};
+
+// out = the last layer's output of layers applied one after the other; `rows` rows of x or, where x is null, of `source`.
+struct ChainArgs {
+  void* out;             // [M, N of the last layer]
+  const void* x;         // [M, K of the first layer]
+  const void* residual;  // as out, or null; added by the last layer
+  ChainLayer source;
+  const ChainLayer* layers;
+  int64_t layer_count, rows;
+  int threads;
+};
+
 struct Kernels {
   const char* name;
   void (*product_f32)(const ProductArgs&);
@@ -90,6 +111,8 @@ struct Kernels {
   void (*cross_entropy_f32)(const CrossEntropyArgs&);
   void (*cross_entropy_f64)(const CrossEntropyArgs&);
   void (*winograd_f32)(const WinogradArgs&);
+  void (*chain_f32)(const ChainArgs&);
+  void (*chain_f64)(const ChainArgs&);
 };
 
 }  // namespace mli

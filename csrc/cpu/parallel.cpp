@@ -94,4 +94,14 @@ void* shared_scratch(size_t bytes) {
   return memory;
 }
 
+void pause_thread(int tries) {
+  if (tries >= 4096) {
+    std::this_thread::yield();
+    return;
+  }
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
 }  // namespace mli

@@ -20,6 +20,9 @@ void* thread_scratch(size_t bytes);
 // A second such memory, for what a call shares with the threads it forks. Throws std::bad_alloc.
 void* shared_scratch(size_t bytes);
 
+// Between two looks at what another thread is to finish: lets others run after many `tries`.
+void pause_thread(int tries);
+
 template <class F>
 inline void parallel_for(int64_t tasks, int threads, F&& body) {
   parallel_run(

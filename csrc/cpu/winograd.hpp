@@ -16,8 +16,9 @@ constexpr int kTaps = 9, kPlaces = 16;              // of a kernel, and of a til
 constexpr int64_t kTileBytes = 384 * 1024;          // V of one block, at most (one row of registers apart)
 constexpr int64_t kSharedBytes = 4 * 1024 * 1024;   // transformed weights, at most (one panel apart)
 constexpr int64_t kPackRun = 32;                    // channels transformed at a time
+constexpr int64_t kPartChannels = 128;              // summed in one go, at most: longer costs accuracy, gains no time
 
-// Places lie this much apart beyond their size: at multiples of 4 KiB they would all fall into one set of the first-level cache.
+// Places lie this much further apart than their size: at multiples of 4 KiB all would share one set of the first-level cache.
 template <class T>
 constexpr int64_t kStagger = 64 / sizeof(T);
 
@@ -46,7 +47,8 @@ MLI_INLINE void output_1d(V m0, V m1, V m2, V m3, V* to, int step) {
 
 // Columns [column, column + kBlock) of N: blended, then U for every channel; panel[place][channel][width] from this column on.
 template <class T>
-MLI_NOINLINE void pack_transformed(const Active<T>& w, int64_t column, int64_t columns, int64_t channels, T* panel, int64_t width) {
+MLI_NOINLINE void pack_transformed(const Active<T>& w, int64_t column, int64_t columns, int64_t channels, T* panel,
+                                   int64_t width) {
   constexpr int B = kBlock<T>;
   alignas(64) T taps[kTaps * kPackRun * B];
   const int rows = w.count == 0 ? 0 : static_cast<int>(least(B, columns - column < 0 ? 0 : columns - column));
@@ -78,150 +80,201 @@ struct Tile {
   int down, right;
 };
 
+// M of one panel: [place][tile][width], places this far apart.
+template <class T>
+constexpr int64_t kProductStep = kChunkRows * 2 * kWidth<T> + kStagger<T>;
+
 // A block's memory, owned by the thread that works on it.
 template <class T>
 struct TileBlock {
-  T* input;         // V: [place][tile][channel], places input_step apart, tiles channel_step
-  T* products;      // M of one panel: [place][tile][width], places product_step apart
-  const T** rows;   // [part of the channels][place][kChunkRows]: rows of V
-  T* zeros;         // a pixel of padding
-  Tile* tiles;      // [kChunkRows]
-  int64_t tile_count, channel_step, input_step, product_step;
-};
+  T* input;     // V: [place][tile][channel], places input_step apart, tiles channel_step
+  T* products;  // M of one panel
+  T* zeros;     // a pixel of padding
+  Tile* tiles;  // [kChunkRows]
+  int64_t count, channel_step, input_step;
 
-template <class T>
-struct TileLayout {
-  int64_t tiles, channel_step, input_step, product_step, parts, depth;
-
-  TileLayout(const WinogradArgs& a, int64_t tiles_) : tiles(tiles_) {
-    channel_step = ceil_div(a.channels, kWidth<T>) * kWidth<T>;
-    input_step = tiles * channel_step + kStagger<T>;
-    product_step = tiles * 2 * kWidth<T> + kStagger<T>;
-    parts = ceil_div(a.channels, kDepth);
-    depth = parts > 1 ? ceil_div(ceil_div(a.channels, parts), 8) * 8 : a.channels;
-  }
-  size_t bytes() const {
-    const auto values = static_cast<size_t>(kPlaces * (input_step + product_step) + channel_step);
-    return values * sizeof(T) + static_cast<size_t>(parts * kPlaces * kChunkRows) * sizeof(T*) + kChunkRows * sizeof(Tile);
-  }
-  TileBlock<T> place(void* memory) const {
-    TileBlock<T> b{};
-    b.input = static_cast<T*>(memory);
-    b.products = b.input + kPlaces * input_step;
-    b.zeros = b.products + kPlaces * product_step;
-    b.rows = reinterpret_cast<const T**>(b.zeros + channel_step);
-    b.tiles = reinterpret_cast<Tile*>(b.rows + parts * kPlaces * kChunkRows);
-    b.channel_step = channel_step, b.input_step = input_step, b.product_step = product_step;
-    for (int64_t part = 0; part < parts; ++part) {
-      for (int64_t p = 0; p < kPlaces; ++p) {
-        for (int64_t i = 0; i < tiles; ++i) {
-          b.rows[(part * kPlaces + p) * kChunkRows + i] = b.input + p * input_step + i * channel_step + part * depth;
-        }
-      }
-    }
-    for (int64_t c = 0; c < channel_step; ++c) b.zeros[c] = T(0);
+  static TileBlock sized(int64_t channels, int64_t tiles) {
+    TileBlock b{};
+    b.count = tiles;
+    b.channel_step = ceil_div(channels, kWidth<T>) * kWidth<T>;
+    b.input_step = tiles * b.channel_step + kStagger<T>;
     return b;
   }
+  size_t bytes() const {
+    return static_cast<size_t>(kPlaces * (input_step + kProductStep<T>) + channel_step) * sizeof(T) + kChunkRows * sizeof(Tile);
+  }
+  void place(void* memory) {
+    input = static_cast<T*>(memory);
+    products = input + kPlaces * input_step;
+    zeros = products + kPlaces * kProductStep<T>;
+    tiles = reinterpret_cast<Tile*>(zeros + channel_step);
+    for (int64_t c = 0; c < channel_step; ++c) zeros[c] = T(0);
+  }
 };
 
-// V of one tile; pixels[16] point to its pixels, or to zeros.
+// V of one tile in the channels [c, c + width), of which n are there.
 template <class T>
-MLI_NOINLINE void transform_input(const T* const* pixels, int64_t channels, T* to, int64_t step) {
-  for (int64_t c = 0; c < channels; c += kWidth<T>) {
-    const int64_t n = channels - c;
-    Vec<T> t[kPlaces], v[4];
+MLI_INLINE void transform_channels(const T* const (&pixels)[kPlaces], int64_t c, int64_t n, T* to, int64_t step) {
+  Vec<T> t[kPlaces], v[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      Vec<T> d[4];
+  for (int i = 0; i < 4; ++i) {
+    Vec<T> d[4];
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) d[j] = load_first(pixels[4 * j + i] + c, n);
-      input_1d(d[0], d[1], d[2], d[3], t + i, 4);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      input_1d(t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3], v, 1);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) store(to + (4 * i + j) * step + c, v[j]);
-    }
+    for (int j = 0; j < 4; ++j) d[j] = load_first(pixels[4 * j + i] + c, n);
+    input_1d(d[0], d[1], d[2], d[3], t + i, 4);
   }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    input_1d(t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3], v, 1);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) store(to + (4 * i + j) * step + c, v[j]);
+  }
+}
+
+// V of one tile; pixels point to its pixels, or to zeros.
+template <class T>
+MLI_NOINLINE void transform_input(const T* const (&pixels)[kPlaces], int64_t channels, T* to, int64_t step) {
+  int64_t c = 0;
+  for (; c + kWidth<T> <= channels; c += kWidth<T>) transform_channels(pixels, c, kWidth<T>, to, step);
+  if (c < channels) transform_channels(pixels, c, channels - c, to, step);
 }
 
 // V of the block's tiles, `first` counting through all images of the point.
 template <class T>
 MLI_INLINE void transform_inputs(const WinogradArgs& a, const T* x, int64_t first, TileBlock<T>& b) {
-  const int64_t across = ceil_div(a.out_width, 2), per_image = ceil_div(a.out_height, 2) * across;
-  int64_t image = first / per_image, ty = first % per_image / across, tx = first % across;
-  for (int64_t i = 0; i < b.tile_count; ++i) {
-    const int64_t y0 = 2 * ty - a.pad_y, x0 = 2 * tx - a.pad_x;
+  const int64_t per_row = ceil_div(a.out_width, 2), per_image = ceil_div(a.out_height, 2) * per_row;
+  int64_t image = first / per_image, ty = first % per_image / per_row, tx = first % per_row;
+  for (int64_t i = 0; i < b.count; ++i) {
+    const int64_t y0 = 2 * ty - a.pad_y, x0 = 2 * tx - a.pad_x, corner = ((image * a.height + y0) * a.width + x0) * a.channels;
     const T* pixels[kPlaces];
-    for (int64_t j = 0; j < 4; ++j) {
-      const bool inside = y0 + j >= 0 && y0 + j < a.height;
-      const T* row = x + ((image * a.height + y0 + j) * a.width + x0) * a.channels;
-      for (int64_t k = 0; k < 4; ++k) {
-        pixels[4 * j + k] = inside && x0 + k >= 0 && x0 + k < a.width ? row + k * a.channels : b.zeros;
-      }
+    for (int64_t j = 0; j < kPlaces; ++j) {
+      const int64_t y = y0 + j / 4, across = x0 + j % 4;
+      const bool inside = y >= 0 && y < a.height && across >= 0 && across < a.width;
+      pixels[j] = inside ? x + (corner + (j / 4 * a.width + j % 4) * a.channels) : b.zeros;
     }
     transform_input(pixels, a.channels, b.input + i * b.channel_step, b.input_step);
     b.tiles[i] = {(image * a.out_height + 2 * ty) * a.out_width + 2 * tx, static_cast<int>(least(2, a.out_height - 2 * ty)),
                   static_cast<int>(least(2, a.out_width - 2 * tx))};
-    if (++tx == across) {
+    if (++tx == per_row) {
       tx = 0;
-      if (++ty * across == per_image) ty = 0, ++image;
+      if (++ty * per_row == per_image) ty = 0, ++image;
     }
   }
 }
 
-// The 16 products of a block with one panel.
+// MR rows of V, `step` apart, times one panel: the loop of `micro` without its pointers and epilogue, which cost more than they
+// do when the only depth is the channels.
+template <class T, int MR>
+MLI_INLINE void multiply_rows(const T* rows, int64_t step, const T* panel, int64_t depth, bool first, T* out) {
+  constexpr int W = kWidth<T>;
+  Vec<T> sum[MR][2];
+#pragma GCC unroll 24
+  for (int i = 0; i < MR; ++i) sum[i][0] = sum[i][1] = Vec<T>{};
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vec<T> b0 = load(panel + k * 2 * W), b1 = load(panel + k * 2 * W + W);
+#pragma GCC unroll 24
+    for (int i = 0; i < MR; ++i) {
+      const Vec<T> v = broadcast(rows[i * step + k]);
+      sum[i][0] = multiply_add(v, b0, sum[i][0]);
+      sum[i][1] = multiply_add(v, b1, sum[i][1]);
+    }
+  }
+#pragma GCC unroll 24
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < 2; ++j) {
+      T* to = out + (2 * i + j) * W;
+      store(to, first ? sum[i][j] : load(to) + sum[i][j]);
+    }
+  }
+}
+
+// All rows of one place: whole tiles of registers, then the remainder with the same arithmetic per row.
+template <class T, int MR = kWideRows>
+MLI_NOINLINE void multiply_place(int64_t count, const T* rows, int64_t step, const T* panel, int64_t depth, bool first,
+                                 T* out) {
+  for (; count >= MR; count -= MR, rows += MR * step, out += MR * 2 * kWidth<T>) {
+    multiply_rows<T, MR>(rows, step, panel, depth, first, out);
+  }
+  if constexpr (MR > 1) {
+    if (count > 0) multiply_place<T, MR / 2>(count, rows, step, panel, depth, first, out);
+  }
+}
+
+// The 16 products of a block with one panel; the channels in parts that depend on their number only.
 template <class T>
-MLI_INLINE void multiply_tiles(int64_t channels, const TileLayout<T>& layout, const TileBlock<T>& b, const T* panel) {
+MLI_INLINE void multiply_tiles(int64_t channels, const TileBlock<T>& b, const T* panel) {
   constexpr int64_t kWide = 2 * kWidth<T>;
+  const int64_t parts = ceil_div(channels, kPartChannels), depth = parts > 0 ? ceil_div(channels, parts) : 0;
   for (int64_t p = 0; p < kPlaces; ++p) {
-    for (int64_t part = 0; part < layout.parts; ++part) {
-      const int64_t from = part * layout.depth, depth = least(layout.depth, channels - from);
-      const T* const* rows = b.rows + (part * kPlaces + p) * kChunkRows;
-      for (int64_t i = 0; i < b.tile_count; i += kWideRows) {
-        const TileInput<T> in{rows + i, 1, depth, panel + (p * channels + from) * kWide};
-        const TileOutput<T> o{b.products + p * b.product_step + i * kWide, kWide, kWide, part == 0, false, {}};
-        micro_up_to<T, kWideRows, 2>(static_cast<int>(least(kWideRows, b.tile_count - i)), in, o);
-      }
-    }
+    T* to = b.products + p * kProductStep<T>;
+    int64_t from = 0;
+    do {
+      multiply_place(b.count, b.input + p * b.input_step + from, b.channel_step, panel + (p * channels + from) * kWide,
+                     least(depth, channels - from), from == 0, to);
+      from += depth;
+    } while (from < channels);
   }
 }
 
-// out = epilogue(A^T M A) for the columns [column, column + 2 vectors) of the block's tiles.
-template <class T>
-MLI_NOINLINE void transform_outputs(const WinogradArgs& a, int64_t point, int64_t column, const TileBlock<T>& b) {
-  constexpr int64_t kWide = 2 * kWidth<T>;
-  const int64_t rows = a.images * a.out_height * a.out_width, columns = least(kWide, a.columns - column);
-  T* out = static_cast<T*>(a.out) + point * rows * a.columns + column;
-  const RowEpilogue<T> shared = row_epilogue<T>(a.epilogue, point, 0, a.columns, column);
-  for (int64_t i = 0; i < b.tile_count; ++i) {
-    const Tile& tile = b.tiles[i];
-    for (int64_t at = 0; at < columns; at += kWidth<T>) {
-      const T* m = b.products + i * kWide + at;
-      Vec<T> t[8], y[4];
+// act(A^T M A * scale + shift + residual) for one vector of columns of the block's tiles, of which n are there.
+template <class T, bool Residual>
+MLI_INLINE void transform_columns(const WinogradArgs& a, const TileBlock<T>& b, const T* m, const RowEpilogue<T>& e, int64_t n,
+                                  T* out) {
+  // Absent terms are 1 and -0: they change no bit.
+  const Vec<T> scale = e.scale == nullptr ? broadcast(T(1)) : load_first(e.scale, n);
+  const Vec<T> shift = e.shift == nullptr ? broadcast(T(-0.0)) : load_first(e.shift, n);
+  const int64_t below = a.out_width * a.columns;
+  for (int64_t i = 0; i < b.count; ++i, m += 2 * kWidth<T>) {
+    Vec<T> t[8], y[4];
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        output_1d(load(m + j * b.product_step), load(m + (4 + j) * b.product_step), load(m + (8 + j) * b.product_step),
-                  load(m + (12 + j) * b.product_step), t + j, 4);
-      }
-      output_1d(t[0], t[1], t[2], t[3], y, 1);
-      output_1d(t[4], t[5], t[6], t[7], y + 2, 1);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        if (j / 2 >= tile.down || j % 2 >= tile.right) continue;
-        const int64_t row = (tile.row + j / 2 * a.out_width + j % 2) * a.columns;
-        RowEpilogue<T> e = shared;
-        if (e.residual != nullptr) e.residual += row;
-        store_first(out + row + at, finish(y[j], e, at, columns - at), columns - at);
-      }
+    for (int j = 0; j < 4; ++j) {
+      const auto at = [&](int k) { return load(m + (4 * k + j) * kProductStep<T>); };
+      output_1d(at(0), at(1), at(2), at(3), t + j, 4);
     }
-    if (a.epilogue.activation == Activation::none || shared.relu) continue;
+    output_1d(t[0], t[1], t[2], t[3], y, 1);
+    output_1d(t[4], t[5], t[6], t[7], y + 2, 1);
+    const Tile tile = b.tiles[i];
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       if (j / 2 >= tile.down || j % 2 >= tile.right) continue;
-      activate_row(a.epilogue.activation, out + (tile.row + j / 2 * a.out_width + j % 2) * a.columns, columns);
+      const int64_t at = tile.row * a.columns + j / 2 * below + j % 2 * a.columns;
+      Vec<T> value = multiply_add(y[j], scale, shift);
+      if constexpr (Residual) value = value + load_first(e.residual + at, n);
+      store_first(out + at, e.relu ? relu<T>(value) : value, n);
     }
   }
+}
+
+// Activations other than ReLU, while the pixels are still in cache.
+template <class T>
+MLI_INLINE void activate_tiles(const WinogradArgs& a, const TileBlock<T>& b, int64_t columns, T* out) {
+  for (int64_t i = 0; i < b.count; ++i) {
+    for (int64_t j = 0; j < 4; ++j) {
+      if (j / 2 >= b.tiles[i].down || j % 2 >= b.tiles[i].right) continue;
+      activate_row(a.epilogue.activation, out + (b.tiles[i].row + j / 2 * a.out_width + j % 2) * a.columns, columns);
+    }
+  }
+}
+
+// The output in columns [column, column + 2 vectors).
+template <class T>
+MLI_NOINLINE void transform_outputs(const WinogradArgs& a, int64_t point, int64_t column, const TileBlock<T>& b) {
+  T* out = static_cast<T*>(a.out) + point * a.images * a.out_height * a.out_width * a.columns;
+  for (int64_t at = 0; at < 2 * kWidth<T> && column + at < a.columns; at += kWidth<T>) {
+    const int64_t n = a.columns - column - at;
+    const RowEpilogue<T> e = row_epilogue<T>(a.epilogue, point, 0, a.columns, column + at);
+    const T* m = b.products + at;
+    T* to = out + column + at;
+    if (n < kWidth<T>) {
+      e.residual != nullptr ? transform_columns<T, true>(a, b, m, e, n, to) : transform_columns<T, false>(a, b, m, e, n, to);
+    } else if (e.residual != nullptr) {
+      transform_columns<T, true>(a, b, m, e, kWidth<T>, to);
+    } else {
+      transform_columns<T, false>(a, b, m, e, kWidth<T>, to);
+    }
+  }
+  if (a.epilogue.activation == Activation::none || a.epilogue.activation == Activation::relu) return;
+  activate_tiles(a, b, least(2 * kWidth<T>, a.columns - column), out + column);
 }
 
 // Tiles of a block: what fits the cache, and blocks enough for every thread to have its share.
@@ -236,7 +289,8 @@ inline int64_t tiles_per_block(const WinogradArgs& a, int64_t tiles) {
 
 // One point's columns [column, end): all weights first, then all tiles.
 template <class T>
-inline void winograd_columns(const WinogradArgs& a, const Active<T>& active, int64_t point, int64_t column, int64_t end, T* panels) {
+inline void winograd_columns(const WinogradArgs& a, const Active<T>& active, int64_t point, int64_t column, int64_t end,
+                             T* panels) {
   constexpr int64_t kWide = 2 * kWidth<T>;
   const int64_t blocks = ceil_div(end - column, kWide) * (kWide / kBlock<T>), panel_size = kPlaces * a.channels * kWide;
   parallel_for(blocks, a.threads, [&](int64_t i) -> bool {
@@ -245,16 +299,17 @@ inline void winograd_columns(const WinogradArgs& a, const Active<T>& active, int
     return true;
   });
   const int64_t tiles = a.images * ceil_div(a.out_height, 2) * ceil_div(a.out_width, 2), each = tiles_per_block<T>(a, tiles);
-  const TileLayout<T> layout(a, each);
+  const auto layout = TileBlock<T>::sized(a.channels, each);
   const T* x = static_cast<const T*>(a.x) + point * a.x_point_stride;
   parallel_for(ceil_div(tiles, each), a.threads, [&](int64_t i) -> bool {
     void* memory = thread_scratch(layout.bytes());
     if (memory == nullptr) return false;
-    TileBlock<T> block = layout.place(memory);
-    block.tile_count = least(each, tiles - i * each);
+    TileBlock<T> block = layout;
+    block.place(memory);
+    block.count = least(each, tiles - i * each);
     transform_inputs(a, x, i * each, block);
     for (int64_t j = column; j < end; j += kWide) {
-      multiply_tiles(a.channels, layout, block, panels + (j - column) / kWide * panel_size);
+      multiply_tiles(a.channels, block, panels + (j - column) / kWide * panel_size);
       transform_outputs(a, point, j, block);
     }
     return true;
@@ -266,7 +321,8 @@ void winograd(const WinogradArgs& a) {
   if (a.points == 0 || a.images == 0 || a.columns == 0 || a.out_height == 0 || a.out_width == 0) return;
   constexpr int64_t kWide = 2 * kWidth<T>;
   const int64_t panel_bytes = kPlaces * a.channels * kWide * static_cast<int64_t>(sizeof(T));
-  const int64_t panels = least(ceil_div(a.columns, kWide), panel_bytes < kSharedBytes ? kSharedBytes / (panel_bytes + 1) + 1 : 1);
+  const int64_t fitting = kSharedBytes / (panel_bytes + 1) + 1;  // one at least, of whatever size
+  const int64_t panels = least(ceil_div(a.columns, kWide), fitting);
   const auto anchor_bytes = static_cast<size_t>(a.anchor_count) * (sizeof(T*) + sizeof(T));
   T* memory = static_cast<T*>(shared_scratch(static_cast<size_t>(panels * panel_bytes) + anchor_bytes));
   const T** anchors = reinterpret_cast<const T**>(memory + panels * panel_bytes / static_cast<int64_t>(sizeof(T)));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from mli_fast.blended.memo import current
-from mli_fast.blended.tensors import BlendedTensor, Shared
+from mli_fast.blended.tensors import BlendedTensor, Pending, Shared, resolved
 from mli_fast.ops import conv, embedding, linear
 from mli_fast.ops.blend.reference import ONE
 from mli_fast.ops.combine import combine_at
 from mli_fast.ops.epilogue import Epilogue
+
+ONE_OWNER = 2  # what sys.getrefcount says of an attribute that nobody else holds: the attribute, and the call itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +45,20 @@ class Product:
         """What tells it from other products of the same x."""
         raise TypeError(f"{type(self).__name__} is not a product")
 
-    def _shared(
-        self, weight: BlendedTensor, products: Callable[[Tensor], list[Tensor]], epilogue: Epilogue, channel: int
-    ) -> Tensor | None:
-        """The shared-input route: R products per batch, combined at each point; None where x is not shared."""
+    def _products(self, compute: Callable[[Tensor], list[Tensor]]) -> list[Tensor] | None:
+        """The R products of an input that is shared, made once per batch; None for any other input."""
         memo = current()
         if memo is None or not isinstance(self.x, Shared) or self.x.entry is None:
             return None
         entry = self.x.entry
-        terms = memo.products((id(entry), self.key()), lambda: products(entry.value()))
-        return combine_at(terms, weight.coefficients, epilogue, channel, self.dtype)
+        return memo.products((id(entry), self.key()), lambda: compute(entry.value()))
+
+    def _shared(
+        self, weight: BlendedTensor, compute: Callable[[Tensor], list[Tensor]], epilogue: Epilogue, channel: int
+    ) -> Tensor | None:
+        """The shared-input route: R products per batch, combined at each point; None where x is not shared."""
+        terms = self._products(compute)
+        return None if terms is None else combine_at(terms, weight.coefficients, epilogue, channel, self.dtype)
 
     def _value(self) -> Tensor:
         return self.x.resolve() if isinstance(self.x, Shared) else self.x
@@ -59,7 +66,7 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class LinearProduct(Product):
-    """x W^T."""
+    """x W^T; x may be pending itself, then the layers are computed together."""
 
     weight: BlendedTensor  # [N, K]
 
@@ -76,10 +83,41 @@ class LinearProduct(Product):
         return ("linear", *map(id, self.weight.anchors))
 
     def compute(self, epilogue: Epilogue) -> Tensor:
-        """The value with what follows."""
+        """The value with what follows, of this layer and of those before it that nobody else looks at."""
+        layers = [linear.Layer(self.weight.anchors, self.weight.coefficients, epilogue)]
+        first: LinearProduct = self
+        while isinstance(first.x, Pending):
+            if (
+                first.x.value is not None
+                or sys.getrefcount(first.x) > ONE_OWNER
+                or not linear.chains(layers, first.x.dtype)
+            ):
+                break
+            before = first.x.product
+            layers.insert(
+                0, linear.Layer(before.weight.anchors, before.weight.coefficients, first.x.checked_epilogue())
+            )
+            first = before
+        products = first.shared_products()
+        source = resolved(first.x) if products is None else None
+        if len(layers) > 1:
+            value = linear.chain_at(source, products, layers)
+            if value is not None:
+                return value
+        for layer in layers:
+            if products is not None:
+                source = combine_at(products, layer.coefficients, layer.epilogue, -1, self.dtype)
+            else:
+                assert source is not None
+                source = linear.linear_at(source, layer.weights, layer.coefficients, layer.epilogue)
+            products = None
+        assert source is not None
+        return source
+
+    def shared_products(self) -> list[Tensor] | None:
+        """The R products of a shared input, made once per batch; None for any other input."""
         weights = self.weight.anchors
-        value = self._shared(self.weight, lambda x: linear.products(x, weights), epilogue, -1)
-        return linear.linear_at(self._value(), weights, self.weight.coefficients, epilogue) if value is None else value
+        return self._products(lambda x: linear.products(x, weights))
 
 
 @dataclass(frozen=True, eq=False)

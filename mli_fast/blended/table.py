@@ -176,7 +176,16 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
         return NotImplemented
     if weight.value is not None or input.ndim == 0 or input.shape[-1] != weight.shape[1]:
         return NotImplemented
-    return Pending.make(LinearProduct(_operand(input), weight), Following(bias=bias))
+    x = input if _may_chain(input) else _operand(input)
+    return Pending.make(LinearProduct(x, weight), Following(bias=bias))
+
+
+def _may_chain(x: Any) -> bool:
+    """Whether a linear layer of x may wait until x and itself are computed in one go."""
+    if not isinstance(x, Pending) or x.value is not None or not isinstance(x.product, LinearProduct):
+        return False
+    f = x.following
+    return memos.current() is not None and not x.product.constant and f.residual is None
 
 
 @_handles(torch.addmm)

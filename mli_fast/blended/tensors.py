@@ -239,7 +239,15 @@ class Pending(PointTensor):
     def resolve(self) -> Tensor:
         """Compute the product and what follows, once."""
         if self.value is None:
-            if any(t._version != version for t, version in self.versions):
-                raise CannotDefer("the model changes an activation in place while a product of it is pending")
-            self.value = self.product.compute(self.following.epilogue())
+            self.value = self.product.compute(self.checked_epilogue())
         return self.value
+
+    def checked_epilogue(self) -> Epilogue:
+        """What follows, if the operands are as they were.
+
+        Raises:
+            CannotDefer: they are not.
+        """
+        if any(t._version != version for t, version in self.versions):
+            raise CannotDefer("the model changes an activation in place while a product of it is pending")
+        return self.following.epilogue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -79,6 +80,17 @@ def _call(x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, geometry: 
         shift=None if epilogue.shift is None else epilogue.shift.contiguous(),
         residual=None if epilogue.residual is None else channels_last(epilogue.residual),
         activation=epilogue.activation,
+        algorithm="winograd" if _winograd(x.shape, weights[0].shape, geometry) else "direct",
+    )
+
+
+def _winograd(x: torch.Size, weight: torch.Size, geometry: Geometry) -> bool:
+    """Whether F(2x2, 3x3) wins: 2.25 times fewer multiplications, if the image is more than a few of its 2x2 tiles."""
+    return (
+        weight[2:] == (3, 3)
+        and geometry.stride == geometry.dilation == (1, 1)
+        and weight[1] >= 8
+        and math.prod(geometry.output_shape(x, weight)[2:]) >= 16
     )
 
 

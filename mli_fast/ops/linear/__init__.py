@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mli_fast import native
+from mli_fast import native, native_chain
 from mli_fast.ops.backend import native_serves
 from mli_fast.ops.combine import combine
 from mli_fast.ops.epilogue import Epilogue
@@ -68,6 +69,60 @@ def products(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
 
 def _packed(vectors: Tensor | None) -> Tensor | None:
     return None if vectors is None else vectors.contiguous()
+
+
+class Layer(NamedTuple):
+    """One blended linear layer of a chain, at one point."""
+
+    weights: Sequence[Tensor]  # R x [N, K]
+    coefficients: Tensor  # [R] float64
+    epilogue: Epilogue
+
+
+def chains(layers: Sequence[Layer], dtype: torch.dtype) -> bool:
+    """Whether one more layer before these still makes a chain: the blended weights of all have to stay in cache."""
+    size = sum(layer.weights[0].numel() for layer in layers) * dtype.itemsize
+    return size <= native_chain.CHAIN_WEIGHT_BYTES // 2
+
+
+def chain_at(
+    x: Tensor | None,  # [*rows, K]
+    products: Sequence[Tensor] | None,  # R x [*rows, N] of the first layer
+    layers: Sequence[Layer],
+) -> Tensor | None:  # [*rows, N of the last layer]
+    """Linear layers one after the other at one point, from an input or from the first layer's shared products.
+
+    Bit for bit what `combine_at` and `linear_at` give one by one; None where the compiled kernel does not serve.
+    """
+    operands = [*(() if x is None else (x,)), *(products or ())]
+    for layer in layers:
+        operands += [*layer.weights, *(t for t in layer.epilogue[:3] if t is not None)]
+    if not all(_native(t, [t]) for t in operands):
+        return None
+    if not native_serves("chain"):
+        return None
+    parts = [
+        native_chain.Blended(
+            products if i == 0 and products is not None else layer.weights,
+            layer.coefficients[None],
+            layer.epilogue.scale,
+            layer.epilogue.shift,
+            layer.epilogue.activation,
+        )
+        for i, layer in enumerate(layers)
+    ]
+    first = products[0] if products is not None else x
+    assert first is not None
+    residual = layers[-1].epilogue.residual
+    width = layers[-1].weights[0].shape[0]
+    if products is None:
+        source: Tensor | native_chain.Blended = first.reshape(-1, first.shape[-1]).contiguous()
+    else:
+        source = parts.pop(0)._replace(tensors=[t.reshape(-1, t.shape[-1]) for t in products])
+    out = native_chain.chain(
+        source, parts, residual=None if residual is None else residual.reshape(-1, width).contiguous()
+    )
+    return out.view(*first.shape[:-1], width)
 
 
 def _native(x: Tensor, weights: Sequence[Tensor], *others: Tensor | None) -> bool:
