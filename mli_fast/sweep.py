@@ -108,6 +108,7 @@ def sweep(
     scored = criterion_of(criterion)
     names, functions = check_metrics(metrics)
     place = _device(model, device)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: the sweep compiles for itself
     started = time.perf_counter()
     with random_state_kept(), torch.inference_mode(False), torch.no_grad(), requested(backend) as choice, reused():
         pair = checked_pair(loader) if is_pair(loader) else None

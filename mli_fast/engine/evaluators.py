@@ -42,7 +42,19 @@ class LoopEngine:
                 inputs = mapped(lambda x: memo.share(x) if isinstance(x, Tensor) else x, batch)
                 with remembering(memo):
                     outputs, targets = evaluated(self._network.evaluate(self._points.deferred(p), inputs))
+                if p == start and _has_nan(outputs):
+                    self._check_nan(p, batch)
             yield p, outputs, targets
+
+    def _check_nan(self, p: int, batch: Any) -> None:
+        """NaN may be the model's; it is not if it goes away on computed values.
+
+        Raises:
+            CannotDefer: code outside PyTorch read a deferred tensor's storage, which holds NaN for this purpose.
+        """
+        outputs, _ = self._network.evaluate(self._points.computed(p), mapped(_copied, batch))
+        if not _has_nan(outputs):
+            raise CannotDefer("compiled code reads parameters or activations without going through PyTorch's functions")
 
 
 class VmapEngine:
@@ -86,6 +98,10 @@ def engine_of(plan: Plan, network: Network, points: Points) -> LoopEngine | Vmap
 
 def _copied(x: Any) -> Any:
     return x.clone() if isinstance(x, Tensor) else x
+
+
+def _has_nan(x: Any) -> bool:
+    return any(t.is_floating_point() and bool(t.isnan().any()) for t in _tensors(x))
 
 
 def _tensors(x: Any) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,19 +43,28 @@ def run(work: Work, batches: Iterable[Any], progress: bool) -> None:
         ValueError: no batches.
         Exception: what the model, the loader or a metric raises, with a note of the batch and the points.
     """
-    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
-    with tqdm(total=total, unit=" batches", disable=not progress, desc="mli_fast") as bar:
+    # tqdm starts a thread of its own even where it shows nothing
+    with tqdm(total=_length(batches), unit=" batches", desc="mli_fast") if progress else nullcontext() as bar:
         for index, batch in enumerate(_noted(batches)):
             batch = mapped(lambda x: x.to(work.device) if isinstance(x, Tensor) else x, batch)
             if work.plan is None:
                 work.plan = _plan(work, batch)
             _evaluate(work, batch, index)
-            bar.update()
-            if progress:
+            if bar is not None:
                 seconds = max(bar.format_dict["elapsed"], 1e-9)
-                bar.set_postfix_str(f"{work.points.count * work.reducer.count / seconds:,.0f} points x examples/s")
+                speed = work.points.count * work.reducer.count / seconds
+                bar.set_postfix_str(f"{speed:,.0f} points x examples/s", refresh=False)
+                bar.update()
     if work.reducer.batches == 0:
         raise ValueError("the loader is empty: there is nothing to evaluate")
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    """How many batches there are, None where nobody knows beforehand."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a generator, or a DataLoader over an iterable dataset
+        return None
 
 
 def _noted(batches: Iterable[Any]) -> Iterator[Any]:
