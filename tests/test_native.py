@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product as combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -453,3 +454,19 @@ def test_without_openmp_threads_of_our_own_give_the_same(threads: None) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "True"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not say what a process has mapped")
+def test_threads_are_those_of_torch_whatever_other_runtimes_are_there() -> None:
+    """Two pools of threads spin against each other; scikit-learn, for one, brings a runtime of its own."""
+    pytest.importorskip("sklearn.utils._openmp_helpers")
+    at = native._gomp_parallel()
+    runtimes = {}
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        region, *_, path = line.split(maxsplit=5)
+        if Path(path).name.startswith(("libgomp", "libiomp", "libomp")):
+            first, last = (int(end, 16) for end in region.split("-"))
+            runtimes.setdefault(path, []).append(range(first, last))
+    used = [path for path, regions in runtimes.items() if any(at in region for region in regions)]
+    assert len(used) == 1
+    assert "scikit_learn" not in used[0]

@@ -31,6 +31,20 @@ def remembering(memo: Memo | None) -> Iterator[None]:
         _current.reset(token)
 
 
+_made: ContextVar[list[Tensor] | None] = ContextVar("mli_fast_made", default=None)
+
+
+@contextlib.contextmanager
+def _recomputing() -> Iterator[list[Tensor]]:
+    """What is recomputed on the way to one value lives until that value is there: branches share it."""
+    outer = _made.get()
+    token = _made.set([] if outer is None else outer)
+    try:
+        yield _made.get()  # type: ignore[misc]
+    finally:
+        _made.reset(token)
+
+
 class Entry:
     """One remembered tensor: kept alive only if point-dependent work reads it, else recomputed if ever needed."""
 
@@ -48,7 +62,9 @@ class Entry:
         """The value, recomputed if it is gone."""
         value = self.alive()
         if value is None:
-            value = self._recompute()
+            with _recomputing() as made:
+                value = self._recompute()
+                made.append(value)
             self._weak = weakref.ref(value)
         return value
 

@@ -72,6 +72,12 @@ def _settled(leaf: Any) -> Any:
     """A pending product as the shared value it is where nothing of it depends on the point, else as its value."""
     if not isinstance(leaf, Pending):
         return leaf
+    if leaf.settled is None:
+        leaf.settled = _settle(leaf)
+    return leaf.settled
+
+
+def _settle(leaf: Pending) -> Tensor:
     memo, product, following = memos.current(), leaf.product, leaf.following
     if memo is None or leaf.value is not None or not product.constant:
         return leaf.resolve()
@@ -351,6 +357,13 @@ def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = 
 
 
 # ---- shapes, dtypes, views ----
+
+
+@_handles(Tensor.__iter__)
+def _iter(x: Any) -> Any:
+    """`q, k, v = x`: an iterator cannot be remembered, a tuple can."""
+    return iter(torch.unbind(x, 0))
+
 
 METADATA: set[Any] = {
     getattr(Tensor, name).__get__

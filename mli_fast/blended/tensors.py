@@ -207,6 +207,7 @@ class Pending(PointTensor):
     following: Following
     versions: tuple[tuple[Tensor, int], ...]
     value: Tensor | None
+    settled: Tensor | None  # the value or, where it is the same at every point, a handle on the remembered one
 
     @staticmethod
     def make(product: Any, following: Following) -> Pending:
@@ -218,7 +219,7 @@ class Pending(PointTensor):
 
     def follow(self, following: Following) -> None:
         """Take on what follows, noting the state of the operands that someone else could change meanwhile."""
-        self.following = following
+        self.following, self.settled = following, None
         watched = [t for t in (self.product.x, following.residual) if type(t) is Tensor and not t.is_inference()]
         self.versions = tuple((t, t._version) for t in watched)
 
