@@ -128,8 +128,8 @@ void blend(bool wide, const std::vector<Address>& outs, const std::vector<Addres
 // (anchors, coefficients, columns, depth, scale, shift, activation)
 using ChainTuple = std::tuple<std::vector<Address>, Address, int64_t, int64_t, Address, Address, int>;
 
-void chain(bool wide, Address to, Address x, const ChainTuple& source, const std::vector<ChainTuple>& layers, int64_t rows,
-           Address residual, int threads) {
+void chain(bool wide, Address to, Address x, const ChainTuple& source, const std::vector<ChainTuple>& layers,
+           int64_t points, int64_t rows, Address residual, int threads) {
   static_assert(sizeof(Address) == sizeof(const void*));
   const auto layer = [](const ChainTuple& t) {
     const auto& [anchors, coefficients, columns, depth, scale, shift, activation] = t;
@@ -141,7 +141,7 @@ void chain(bool wide, Address to, Address x, const ChainTuple& source, const std
   all.reserve(layers.size());
   for (const ChainTuple& t : layers) all.push_back(layer(t));
   const mli::ChainArgs args{out(to),    in(x),      in(residual), layer(source), all.data(), static_cast<int64_t>(all.size()),
-                            rows,       threads};
+                            points,     rows,       threads};
   py::gil_scoped_release release;
   (wide ? mli::kernels().chain_f64 : mli::kernels().chain_f32)(args);
 }

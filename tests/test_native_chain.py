@@ -42,13 +42,20 @@ def normal(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
 
 
 def blended(
-    count: int, shape: tuple[int, int], width: int, dtype: torch.dtype, seed: int, scaled: bool, activation: str
+    points: int,
+    count: int,
+    shape: tuple[int, int],
+    width: int,
+    dtype: torch.dtype,
+    seed: int,
+    scaled: bool,
+    activation: str,
 ) -> Blended:
     """Seeded tensors, coefficients and epilogue of one part of a chain; about as large as what goes in."""
     tensors = [normal(*shape, dtype=dtype, seed=100 * seed + r) / max(shape[1], 1) ** 0.5 for r in range(count)]
-    coefficients = normal(1, count, dtype=torch.float64, seed=100 * seed + 50)
-    scale = normal(width, dtype=dtype, seed=100 * seed + 60) if scaled else None
-    shift = normal(width, dtype=dtype, seed=100 * seed + 70) if scaled or seed % 3 else None
+    coefficients = normal(points, count, dtype=torch.float64, seed=100 * seed + 50)
+    scale = normal(points, width, dtype=dtype, seed=100 * seed + 60) if scaled else None
+    shift = normal(points, width, dtype=dtype, seed=100 * seed + 70) if scaled or seed % 3 else None
     return Blended(tensors, coefficients, scale, shift, activation)
 
 
@@ -59,24 +66,25 @@ def network(
     dtype: torch.dtype,
     activations: Sequence[str] = ("relu",),
     scaled: bool = False,
+    points: int = 1,
 ) -> tuple[Blended, list[Blended]]:
-    """Shared products [rows, widths[0]] and the layers after them."""
+    """Shared products [rows, widths[0]] and the layers after them, at `points` points."""
 
     def activation(i: int) -> str:
         return activations[i % len(activations)]
 
-    source = blended(counts[0], (rows, widths[0]), widths[0], dtype, 1, scaled, activation(0))
+    source = blended(points, counts[0], (rows, widths[0]), widths[0], dtype, 1, scaled, activation(0))
     layers = [
-        blended(counts[(i + 1) % len(counts)], (n, k), n, dtype, i + 2, scaled, activation(i + 1))
+        blended(points, counts[(i + 1) % len(counts)], (n, k), n, dtype, i + 2, scaled, activation(i + 1))
         for i, (k, n) in enumerate(pairwise(widths))
     ]
     return source, layers
 
 
 def one_by_one(source: Tensor | Blended, layers: Sequence[Blended], residual: Tensor | None = None) -> Tensor:
-    """The same with `native.combine` and `native.linear`."""
+    """The same with `native.combine` and `native.linear`: [P, M, N]."""
     if isinstance(source, Tensor):
-        x = source[None]
+        x = source
     else:
         x = native.combine(
             source.tensors,
@@ -95,7 +103,7 @@ def one_by_one(source: Tensor | Blended, layers: Sequence[Blended], residual: Te
             residual=residual if i == len(layers) - 1 else None,
             activation=layer.activation,
         )
-    return x[0]
+    return x
 
 
 def assert_same_bits(source: Tensor | Blended, layers: Sequence[Blended], residual: Tensor | None = None) -> None:
@@ -131,14 +139,37 @@ def test_equals_combine_and_linear_bit_for_bit(
 ) -> None:
     source, layers = network(*case, counts, dtype)
     assert_same_bits(source, layers)
-    assert_same_bits(source.tensors[0], layers)
+    assert_same_bits(source.tensors[0][None], layers)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("points", [0, 2, 3, 7])
+@pytest.mark.parametrize("case", SHAPES[1:6], ids=shape_id)
+def test_many_points_in_a_call_are_each_as_if_alone(
+    isa: str, threads: None, case: tuple[int, tuple[int, ...]], points: int, count: int
+) -> None:
+    torch.set_num_threads(count)
+    source, layers = network(*case, (2, 3), torch.float32, ("relu", "tanh"), scaled=True, points=points)
+    residual = normal(points, case[0], case[1][-1], dtype=torch.float32, seed=8)
+    x = normal(points, case[0], case[1][0], dtype=torch.float32, seed=9)
+    assert_same_bits(source, layers, residual)
+    assert_same_bits(x, layers, residual)
+    whole = chain(source, layers, residual=residual)
+
+    def alone(part: Blended, p: int) -> Blended:
+        vectors = [None if t is None else t[p : p + 1] for t in part[1:4]]
+        return Blended(part.tensors, *vectors, part.activation)  # type: ignore[arg-type]
+
+    for p in range(points):
+        own = chain(alone(source, p), [alone(layer, p) for layer in layers], residual=residual[p : p + 1])
+        assert torch.equal(own[0], whole[p])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", native.ACTIVATIONS)
 def test_every_activation_with_scale_shift_and_residual(isa: str, activation: str, dtype: torch.dtype) -> None:
     source, layers = network(41, (19, 40, 600, 11), (2,), dtype, (activation,), scaled=True)
-    assert_same_bits(source, layers, normal(41, 11, dtype=dtype, seed=9))
+    assert_same_bits(source, layers, normal(1, 41, 11, dtype=dtype, seed=9))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -156,7 +187,7 @@ def test_a_row_does_not_depend_on_how_many_there_are(isa: str) -> None:
     whole = chain(source, layers)
     for rows in (slice(0, 1), slice(5, 18), slice(100, 211)):
         part = source._replace(tensors=[t[rows].contiguous() for t in source.tensors])
-        assert torch.equal(chain(part, layers), whole[rows])
+        assert torch.equal(chain(part, layers), whole[:, rows])
 
 
 def test_coefficient_zero_leaves_nan_anchors_out(isa: str) -> None:
@@ -183,8 +214,8 @@ def test_nan_in_one_row_stays_in_that_row(isa: str) -> None:
     clean = chain(source, layers)
     source.tensors[1][17, 3] = torch.nan
     spoilt = chain(source, layers)
-    assert spoilt[17].isnan().all()
-    spoilt[17] = clean[17]
+    assert spoilt[0, 17].isnan().all()
+    spoilt[0, 17] = clean[0, 17]
     assert torch.equal(spoilt, clean)
 
 
@@ -192,7 +223,7 @@ def test_nan_in_one_row_stays_in_that_row(isa: str) -> None:
 def test_empty_sizes(isa: str, case: tuple[int, tuple[int, ...]]) -> None:
     source, layers = network(*case, (2,), torch.float32)
     assert_same_bits(source, layers)
-    assert_same_bits(source.tensors[0], layers)
+    assert_same_bits(source.tensors[0][None], layers)
 
 
 def test_what_does_not_fit_is_an_error_that_names_the_part() -> None:
@@ -201,21 +232,21 @@ def test_what_does_not_fit_is_an_error_that_names_the_part() -> None:
         chain(source, [])
     with pytest.raises(ValueError, match=r"layers\[1\].*\(3, 4\)"):
         chain(source, [layers[0], layers[1]._replace(tensors=[torch.zeros(3, 7)] * 2)])
-    with pytest.raises(ValueError, match=r"layers\[0\]: coefficients"):
-        chain(source, [layers[0]._replace(coefficients=torch.zeros(2, 2, dtype=torch.float64)), layers[1]])
+    with pytest.raises(ValueError, match=r"layers\[1\]: coefficients"):
+        chain(source, [layers[0], layers[1]._replace(coefficients=torch.zeros(2, 2, dtype=torch.float64))])
     with pytest.raises(ValueError, match=r"layers\[0\]: activation 'mish'"):
         chain(source, [layers[0]._replace(activation="mish"), layers[1]])
     with pytest.raises(ValueError, match=r"layers\[1\]: at least one"):
         chain(source, [layers[0], layers[1]._replace(tensors=[])])
     with pytest.raises(ValueError, match="source: needs contiguous"):
-        chain(torch.zeros(5, 6).T, layers)
+        chain(torch.zeros(1, 5, 6).mT, layers)
     with pytest.raises(ValueError, match="source: expected"):
         chain(source._replace(tensors=[]), layers)
     with pytest.raises(ValueError, match="source: shift"):
-        chain(source._replace(shift=torch.zeros(3)), layers)
+        chain(source._replace(shift=torch.zeros(1, 3)), layers)
     with pytest.raises(ValueError, match=r"torch\.float16"):
-        chain(torch.zeros(6, 5, dtype=torch.float16), layers)
+        chain(torch.zeros(1, 6, 5, dtype=torch.float16), layers)
     with pytest.raises(ValueError, match="residual"):
-        chain(source, layers, residual=torch.zeros(6, 4))
+        chain(source, layers, residual=torch.zeros(1, 6, 4))
     with pytest.raises(ValueError, match="out"):
-        chain(source, layers, out=torch.zeros(6, 4))
+        chain(source, layers, out=torch.zeros(1, 6, 4))

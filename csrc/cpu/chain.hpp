@@ -1,4 +1,5 @@
-// A chain of blended linear layers in one call: blocks of rows pass through all layers in buffers of cache size.
+// A chain of blended linear layers in one call: blocks of rows pass through all layers in buffers of cache size, point after
+// point. Threads pack the next point's weights while others still multiply with the last one's.
 //
 // Bit for bit what `combine` and `product` give layer by layer: the same blocks of K, the same order within them, the same
 // epilogue. A block of K is passed over in shorter runs whose sums go on where the last run stopped, which changes no bit
@@ -22,7 +23,16 @@ MLI_INLINE int64_t padded(int64_t columns) {
   return ceil_div(columns, kWide) * kWide;
 }
 
-// The weights of one layer as phase one leaves them: block of K by block of K, each [panels][depth][2 vectors].
+// A layer at one point.
+template <class T>
+MLI_INLINE ChainLayer at_point(ChainLayer layer, int64_t point) {
+  const auto at = [&](const void* vectors) { return vectors == nullptr ? nullptr : static_cast<const T*>(vectors) + point * layer.columns; };
+  layer.coefficients += point * layer.anchor_count;
+  layer.scale = at(layer.scale), layer.shift = at(layer.shift);
+  return layer;
+}
+
+// The packed weights of one layer at one point: block of K by block of K, each [panels][depth][2 vectors].
 template <class T>
 inline int64_t packed_elements(const ChainLayer& layer) {
   return padded<T>(layer.columns) * layer.depth;
@@ -198,9 +208,9 @@ MLI_INLINE void combine_block(const ChainLayer& source, const T* const* products
   }
 }
 
-// Takes rows [row, row + count) through all layers.
+// Takes rows [row, row + count) of one point through all layers.
 template <class T>
-MLI_NOINLINE bool run_block(const ChainArgs& a, const ChainBuffers& b, const T* weights, int64_t row, int64_t count) {
+MLI_NOINLINE bool run_block(const ChainArgs& a, const ChainBuffers& b, const T* weights, int64_t point, int64_t row, int64_t count) {
   const int64_t carried = b.rows * 2 * kWidth<T>, sources = a.x == nullptr ? a.source.anchor_count : 0;
   const size_t bytes = static_cast<size_t>(b.rows * (b.strides[0] + b.strides[1]) + carried + sources) * sizeof(T) +
                        static_cast<size_t>(sources) * sizeof(T*);
@@ -208,19 +218,20 @@ MLI_NOINLINE bool run_block(const ChainArgs& a, const ChainBuffers& b, const T* 
   if (memory == nullptr) return false;
   T* carry = reinterpret_cast<T*>(memory);
   T* buffers[2] = {carry + carried, carry + carried + b.rows * b.strides[0]};
-  const T* in = static_cast<const T*>(a.x) + (a.x == nullptr ? 0 : row * a.layers[0].depth);
   int64_t in_stride = a.layers[0].depth;
+  const T* in = static_cast<const T*>(a.x) + (a.x == nullptr ? 0 : (point * a.rows + row) * in_stride);
   if (a.x == nullptr) {
+    const ChainLayer source = at_point<T>(a.source, point);
     const T** products = reinterpret_cast<const T**>(buffers[1] + b.rows * b.strides[1]);
     T* factors = reinterpret_cast<T*>(products + sources);
-    const int active = active_anchors(a.source.anchors, a.source.coefficients, sources, products, factors);
-    combine_block(a.source, products, factors, active, row, count, buffers[0], b.strides[0]);
+    const int active = active_anchors(source.anchors, source.coefficients, sources, products, factors);
+    combine_block(source, products, factors, active, row, count, buffers[0], b.strides[0]);
     in = buffers[0], in_stride = b.strides[0];
   }
   for (int64_t i = 0; i < a.layer_count; ++i) {
-    const ChainLayer& layer = a.layers[i];
+    const ChainLayer layer = at_point<T>(a.layers[i], point);
     const bool last = i + 1 == a.layer_count;
-    const int64_t to = (i + 1) % 2, offset = row * layer.columns;
+    const int64_t to = (i + 1) % 2, offset = (point * a.rows + row) * layer.columns;
     T* out = last ? static_cast<T*>(a.out) + offset : buffers[to];
     const T* residual = last && a.residual != nullptr ? static_cast<const T*>(a.residual) + offset : nullptr;
     const Rows<T> rows{in, in_stride, out, last ? layer.columns : b.strides[to], count, residual};
@@ -231,36 +242,50 @@ MLI_NOINLINE bool run_block(const ChainArgs& a, const ChainBuffers& b, const T* 
   return true;
 }
 
-// What the threads of one call share: panels and blocks of rows are claimed, blocks once all panels are packed.
+// What the threads of one call share. Items are claimed in one order: point by point its panels, then its blocks of rows. A
+// block waits for the panels of its point, a panel for the blocks that still read its place in memory; both were claimed
+// before, so whoever waits, waits for somebody at work. Counters only grow, whatever the number of points.
 struct ChainProgress {
-  int64_t panels, blocks, next_panel = 0, packed = 0, next_block = 0;
+  int64_t panels, blocks, next = 0;
+  int64_t packed[2] = {0, 0}, finished[2] = {0, 0};  // panels and blocks of the even and of the odd points
   bool failed = false;
 };
 
-MLI_INLINE int64_t claim(int64_t& counter) { return __atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED); }
+MLI_INLINE void count_up(int64_t& counter) { __atomic_fetch_add(&counter, 1, __ATOMIC_RELEASE); }
 
-// One thread's share. Whoever claims a panel packs it before it waits, so nobody waits for a thread that has not started.
+MLI_INLINE void wait_for(int64_t& counter, int64_t least) {
+  for (int tries = 0; __atomic_load_n(&counter, __ATOMIC_ACQUIRE) < least; ++tries) pause_thread(tries);
+}
+
+// One thread's share.
 template <class T>
-MLI_NOINLINE bool work_on_chain(const ChainArgs& a, const ChainBuffers& buffers, T* weights, ChainProgress& p) {
-  for (int64_t panel; (panel = claim(p.next_panel)) < p.panels;) {
-    at_panel<T>(a, panel, [&](const ChainLayer& layer, int64_t before, int64_t of_layer) {
-      if (!pack_chain_panel(layer, weights + before, of_layer)) __atomic_store_n(&p.failed, true, __ATOMIC_RELAXED);
-    });
-    __atomic_fetch_add(&p.packed, 1, __ATOMIC_RELEASE);
+MLI_NOINLINE bool work_on_chain(const ChainArgs& a, const ChainBuffers& buffers, T* memory, int64_t elements, ChainProgress& p) {
+  const int64_t each = p.panels + p.blocks;
+  for (int64_t item; (item = __atomic_fetch_add(&p.next, 1, __ATOMIC_RELAXED)) < a.points * each;) {
+    const int64_t point = item / each, panel = item % each, block = panel - p.panels, slot = point % 2, before = point / 2;
+    T* weights = memory + slot * elements;
+    bool done = true;
+    if (block < 0) {
+      wait_for(p.finished[slot], before * p.blocks);
+      at_panel<T>(a, panel, [&](const ChainLayer& layer, int64_t start, int64_t of_layer) {
+        done = pack_chain_panel(at_point<T>(layer, point), weights + start, of_layer);
+      });
+    } else {
+      wait_for(p.packed[slot], (before + 1) * p.panels);
+      const int64_t row = block * buffers.rows;
+      done = !__atomic_load_n(&p.failed, __ATOMIC_RELAXED) &&
+             run_block(a, buffers, weights, point, row, least(buffers.rows, a.rows - row));
+    }
+    if (!done) __atomic_store_n(&p.failed, true, __ATOMIC_RELAXED);
+    count_up(block < 0 ? p.packed[slot] : p.finished[slot]);
   }
-  for (int tries = 0; __atomic_load_n(&p.packed, __ATOMIC_ACQUIRE) < p.panels; ++tries) pause_thread(tries);
-  if (__atomic_load_n(&p.failed, __ATOMIC_RELAXED)) return false;
-  for (int64_t block; (block = claim(p.next_block)) < p.blocks;) {
-    const int64_t row = block * buffers.rows;
-    if (!run_block(a, buffers, weights, row, least(buffers.rows, a.rows - row))) return false;
-  }
-  return true;
+  return !__atomic_load_n(&p.failed, __ATOMIC_RELAXED);
 }
 
 template <class T>
 void chain(const ChainArgs& given) {
   ChainArgs a = given;
-  if (a.rows == 0 || a.layer_count == 0 || a.layers[a.layer_count - 1].columns == 0) return;
+  if (a.points == 0 || a.rows == 0 || a.layer_count == 0 || a.layers[a.layer_count - 1].columns == 0) return;
   ChainProgress progress{};
   int64_t elements = 0, work = a.x == nullptr ? a.rows * a.source.columns * a.source.anchor_count : 0;
   for (int64_t i = 0; i < a.layer_count; ++i) {
@@ -269,12 +294,13 @@ void chain(const ChainArgs& given) {
     work += weights * (a.rows + a.layers[i].anchor_count);
     progress.panels += ceil_div(a.layers[i].columns, 2 * kWidth<T>);
   }
-  a.threads = static_cast<int>(least(a.threads, work / kChainWork + 1));
+  elements = ceil_div(elements + 1, 16) * 16;  // both points' weights start on a cache line
+  a.threads = static_cast<int>(least(a.threads, a.points * work / kChainWork + 1));
   const ChainBuffers buffers = chain_buffers<T>(a);
   progress.blocks = ceil_div(a.rows, buffers.rows);
-  T* weights = static_cast<T*>(shared_scratch(static_cast<size_t>(elements + 1) * sizeof(T)));
+  T* weights = static_cast<T*>(shared_scratch(static_cast<size_t>(least(a.points, 2) * elements) * sizeof(T)));
   const int64_t threads = a.threads < 1 ? 1 : a.threads;
-  parallel_for(threads, a.threads, [&](int64_t) -> bool { return work_on_chain(a, buffers, weights, progress); });
+  parallel_for(threads, a.threads, [&](int64_t) -> bool { return work_on_chain(a, buffers, weights, elements, progress); });
 }
 
 }  // namespace mli::MLI_ISA

@@ -79,24 +79,25 @@ struct CrossEntropyArgs {
   int threads;
 };
 
-// One layer of a chain: epilogue(x (sum_r c[r] * anchor_r)^T). As a chain's source: anchors are products [M, N], no depth.
+// One layer of a chain: epilogue(x (sum_r c[p, r] * anchor_r)^T). As a chain's source: anchors are products [M, N], no depth.
 struct ChainLayer {
   const void* const* anchors;  // R times [N, K]
-  const double* coefficients;  // [R]
+  const double* coefficients;  // [P, R]
   int64_t anchor_count, columns, depth;
-  const void* scale;  // [N] or null
-  const void* shift;  // [N] or null
+  const void* scale;  // [P, N] or null
+  const void* shift;  // [P, N] or null
   Activation activation;
 };
 
-// out = the last layer's output of layers applied one after the other; `rows` rows of x or, where x is null, of `source`.
+// out = the last layer's output of layers applied one after the other, at P points; `rows` rows of x or, where x is null, of
+// `source`.
 struct ChainArgs {
-  void* out;             // [M, N of the last layer]
-  const void* x;         // [M, K of the first layer]
+  void* out;             // [P, M, N of the last layer]
+  const void* x;         // [P, M, K of the first layer]
   const void* residual;  // as out, or null; added by the last layer
   ChainLayer source;
   const ChainLayer* layers;
-  int64_t layer_count, rows;
+  int64_t layer_count, points, rows;
   int threads;
 };
 

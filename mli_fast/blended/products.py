@@ -84,20 +84,12 @@ class LinearProduct(Product):
 
     def compute(self, epilogue: Epilogue) -> Tensor:
         """The value with what follows, of this layer and of those before it that nobody else looks at."""
-        layers = [linear.Layer(self.weight.anchors, self.weight.coefficients, epilogue)]
-        first: LinearProduct = self
-        while isinstance(first.x, Pending):
-            if (
-                first.x.value is not None
-                or sys.getrefcount(first.x) > ONE_OWNER
-                or not linear.chains(layers, first.x.dtype)
-            ):
-                break
-            before = first.x.product
-            layers.insert(
-                0, linear.Layer(before.weight.anchors, before.weight.coefficients, first.x.checked_epilogue())
-            )
-            first = before
+        before = self.before()
+        first: LinearProduct = before[0].product if before else self
+        layers = [
+            linear.Layer(p.product.weight.anchors, p.product.weight.coefficients, p.checked_epilogue()) for p in before
+        ]
+        layers.append(linear.Layer(self.weight.anchors, self.weight.coefficients, epilogue))
         products = first.shared_products()
         source = resolved(first.x) if products is None else None
         if len(layers) > 1:
@@ -113,6 +105,20 @@ class LinearProduct(Product):
             products = None
         assert source is not None
         return source
+
+    def before(self) -> list[Pending]:
+        """The layers that are computed together with this one, from the first on."""
+        found: list[Pending] = []
+        product: LinearProduct = self
+        weights: list[Tensor] = []
+        while isinstance(product.x, Pending):
+            weights.append(product.weight.anchors[0])
+            taken = product.x.value is not None or sys.getrefcount(product.x) > ONE_OWNER
+            if taken or not linear.chains(weights, product.x.dtype):
+                break
+            found.insert(0, product.x)
+            product = product.x.product
+        return found
 
     def shared_products(self) -> list[Tensor] | None:
         """The R products of a shared input, made once per batch; None for any other input."""
@@ -193,3 +199,13 @@ class Affine(Product):
     def compute(self, epilogue: Epilogue) -> Tensor:
         """The value with what follows."""
         return combine_at([self._value()], ONE[0], epilogue, 1, self.dtype)
+
+
+def layers_together(x: Tensor) -> int:
+    """How many linear layers one call of the chain kernel takes from the batch to `x`; 0 if there is more to do."""
+    if not isinstance(x, Pending) or x.value is not None or not isinstance(x.product, LinearProduct):
+        return 0
+    before = x.product.before()
+    if not before or not isinstance(before[0].product.x, Shared) or not linear.chain_serves(x.product.weight.anchors):
+        return 0
+    return len(before) + 1

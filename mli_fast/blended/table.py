@@ -190,8 +190,9 @@ def _may_chain(x: Any) -> bool:
     """Whether a linear layer of x may wait until x and itself are computed in one go."""
     if not isinstance(x, Pending) or x.value is not None or not isinstance(x.product, LinearProduct):
         return False
-    f = x.following
-    return memos.current() is not None and not x.product.constant and f.residual is None
+    if torch.compiler.is_compiling() or x.following.residual is not None:
+        return False
+    return memos.current() is None or not x.product.constant
 
 
 @_handles(torch.addmm)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mli_fast.blended import CannotDefer, Memo, evaluated, remembering
 from mli_fast.blended.memo import mapped
+from mli_fast.blended.products import layers_together
 from mli_fast.engine.guard import vmap_fallback_unmentioned
 from mli_fast.engine.network import Network
-from mli_fast.engine.plan import Plan
+from mli_fast.engine.plan import ACTIVATION_BYTES, TOGETHER, OneChain, Plan
 from mli_fast.engine.points import Points
 
 Outputs = tuple[int, Any, Any]  # point, outputs, targets
@@ -25,13 +26,18 @@ class LoopEngine:
         network: the private copy of the model.
         points: the values of its parameters.
         deferred: False computes every value before the forward pass, for models that deferred ones do not survive.
+        yields: whether it gives way to the vmap engine where that can take all points in one call.
     """
 
-    def __init__(self, network: Network, points: Points, deferred: bool = True) -> None:
-        self._network, self._points, self._deferred = network, points, deferred
+    def __init__(self, network: Network, points: Points, deferred: bool = True, yields: bool = False) -> None:
+        self._network, self._points, self._deferred, self._yields = network, points, deferred, yields
 
     def evaluate(self, batch: Any, start: int, stop: int) -> Iterator[Outputs]:
-        """Outputs and targets of points start..stop-1."""
+        """Outputs and targets of points start..stop-1.
+
+        Raises:
+            OneChain: the engine yields.
+        """
         memo = Memo() if self._deferred else None
         state = torch.get_rng_state()
         for p in range(start, stop):
@@ -41,10 +47,25 @@ class LoopEngine:
             else:
                 inputs = mapped(lambda x: memo.share(x) if isinstance(x, Tensor) else x, batch)
                 with remembering(memo):
-                    outputs, targets = evaluated(self._network.evaluate(self._points.deferred(p), inputs))
+                    outputs, targets = self._network.evaluate(self._points.deferred(p), inputs)
+                    if self._yields and p == start:
+                        self._check_chain(outputs)
+                    outputs, targets = evaluated((outputs, targets))
                 if p == start and _has_nan(outputs):
                     self._check_nan(p, batch)
             yield p, outputs, targets
+
+    def _check_chain(self, outputs: Any) -> None:
+        """Nothing has been computed yet, so nothing is lost by giving way.
+
+        Raises:
+            OneChain: all that the points compute is one call of the chain kernel, with small results.
+        """
+        leaves = _tensors(outputs)
+        if len(leaves) == 1 and layers_together(leaves[0]) == self._points.matrices:
+            size = leaves[0].numel() * leaves[0].element_size()
+            if size * TOGETHER <= ACTIVATION_BYTES:
+                raise OneChain(size)
 
     def _check_nan(self, p: int, batch: Any) -> None:
         """NaN may be the model's; it is not if it goes away on computed values.
@@ -93,7 +114,7 @@ def engine_of(plan: Plan, network: Network, points: Points) -> LoopEngine | Vmap
     """The engine that the plan names."""
     if plan.engine == "vmap":
         return VmapEngine(network, points, plan.compiled)
-    return LoopEngine(network, points, plan.deferred)
+    return LoopEngine(network, points, plan.deferred, yields=plan.deferred and not plan.is_forced)
 
 
 def _copied(x: Any) -> Any:

@@ -21,6 +21,9 @@ SMALL_WORK = 2**22
 # One pass's widest activation stays in the last-level cache; measured over the workloads of benchmarks/
 ACTIVATION_BYTES = 2**23
 
+# From this many points per pass on, a chain of layers is worth a pass of its own for its shared products
+TOGETHER = 8
+
 _forced: ContextVar[str | None] = ContextVar("mli_fast_engine", default=None)
 
 
@@ -80,6 +83,18 @@ def choose(work: int, activation_bytes: int, points: int, chunk: int | str, comp
     )
 
 
+class OneChain(Exception):
+    """What the loop engine found at the first point: the network is one call of the chain kernel.
+
+    Args:
+        output_bytes: of one point on one batch.
+    """
+
+    def __init__(self, output_bytes: int) -> None:
+        super().__init__()
+        self.output_bytes = output_bytes
+
+
 _BEYOND_VMAP = ("vmap", "atching rule", "functorch", "Batched", "have storage", "data pointer")
 _BEYOND_DEFERRAL = ("__torch_function__", "BlendedTensor", "Pending", "have storage", "data pointer")
 
@@ -90,6 +105,9 @@ def another_plan(plan: Plan, error: Exception, batch: Any, index: int) -> Plan |
     Raises:
         RuntimeError: memory ran out at a single point.
     """
+    if isinstance(error, OneChain):
+        chunk = max(1, ACTIVATION_BYTES // max(error.output_bytes, 1))
+        return replace(plan, engine="vmap", reason="linear layers alone: one call takes all points", chunk=chunk)
     if out_of_memory(error):
         if plan.engine == "vmap" and plan.chunk > 1:
             return replace(plan, chunk=plan.chunk // 2)

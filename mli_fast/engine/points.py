@@ -50,6 +50,11 @@ class Points:
         self._keep = self.count * len(vectors) <= KEPT_OBJECTS
         self._kept: dict[int, dict[str, BlendedTensor]] = {}
 
+    @property
+    def matrices(self) -> int:
+        """How many values have more than one dimension."""
+        return sum(anchors[0].ndim > 1 for anchors in self.anchors.values())
+
     def dtype_of(self, anchor: Tensor) -> torch.dtype:
         """The dtype a value is computed in."""
         return self._dtype if self._dtype is not None and anchor.is_floating_point() else anchor.dtype

@@ -73,15 +73,22 @@ def requested(name: str) -> Iterator[Choice]:
 
 
 def native_serves(op: str, *tensors: Tensor | None, wins: bool = True) -> bool:
-    """Whether the compiled kernel of `op` takes this call: float32 on the CPU, and measured to win (or asked for)."""
-    choice = _current.get() or Choice()
-    serves = (
-        (choice.backend == "native" or (choice.backend == "auto" and wins))
+    """Whether the compiled kernel of `op` takes this call, which is noted."""
+    serves = native_takes(*tensors, wins=wins)
+    if (choice := _current.get()) is not None:
+        choice.used.add(f"{op}:{'native' if serves else 'reference'}")
+    return serves
+
+
+def native_takes(*tensors: Tensor | None, wins: bool = True) -> bool:
+    """Whether a compiled kernel takes these: float32 on the CPU, and measured to win (or asked for)."""
+    choice = _current.get()
+    backend = "auto" if choice is None else choice.backend
+    return (
+        (backend == "native" or (backend == "auto" and wins))
         and native.module() is not None
         and all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors)
     )
-    choice.used.add(f"{op}:{'native' if serves else 'reference'}")
-    return serves
 
 
 def weight_channels_last(weight: Tensor) -> Tensor:
