@@ -262,12 +262,13 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_over_the_whole_range(isa: str, activation: str, dtype: torch.dtype) -> None:
     x = torch.cat([torch.linspace(-20, 20, 40_001), torch.logspace(-30, 30, 999), -torch.logspace(-30, 30, 999)])
-    x = x.to(dtype)[None]
+    x = x.sort().values.to(dtype)[None]
     actual = native.combine([x], one([1.0]), activation=activation)[0]
     reference = ACTIVATIONS[activation](x.double())
-    vendor = ACTIVATIONS[activation](x)
+    vendor = (ACTIVATIONS[activation](x).double() - reference).abs()
+    vendor = F.max_pool1d(vendor / reference.abs().clamp(min=1e-300), 101, stride=1, padding=50) * reference.abs()
     eps = torch.finfo(dtype).eps
-    allowed = 2 * (vendor.double() - reference).abs() + 2 * eps * reference.abs() + torch.finfo(dtype).tiny
+    allowed = 2 * vendor + 2 * eps * reference.abs() + torch.finfo(dtype).tiny
     if activation.startswith("gelu"):  # 1 + erf cancels for negative x, in the float64 reference as well
         allowed += (0.5 if dtype == torch.float32 else 4) * eps * x.double().abs().clamp(max=10)
     wrong = (actual.double() - reference).abs() > allowed

@@ -339,17 +339,28 @@ _handles(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)(_adding(in_plac
 _handles(Tensor.add_, Tensor.__iadd__)(_adding(in_place=True))
 
 
-def _relu(in_place: bool) -> Handler:
-    def handler(input: Any, inplace: bool = False) -> Any:
-        if not isinstance(input, Pending) or input.value is not None or input.following.activation != "none":
+def _activation(name: str, in_place: bool = False) -> Handler:
+    def handler(input: Any, inplace: bool = False, **options: Any) -> Any:
+        if options or not isinstance(input, Pending) or input.value is not None:
             return NotImplemented
-        return input.extended(in_place or inplace, activation="relu")
+        if input.following.activation != "none":
+            return NotImplemented
+        return input.extended(in_place or inplace, activation=name)
 
     return handler
 
 
-_handles(F.relu, torch.relu, Tensor.relu)(_relu(in_place=False))
-_handles(torch.relu_, Tensor.relu_)(_relu(in_place=True))
+_handles(F.relu, torch.relu, Tensor.relu)(_activation("relu"))
+_handles(torch.relu_, Tensor.relu_)(_activation("relu", in_place=True))
+_handles(F.silu)(_activation("silu"))
+_handles(torch.tanh, F.tanh, Tensor.tanh)(_activation("tanh"))
+_handles(torch.tanh_, Tensor.tanh_)(_activation("tanh", in_place=True))
+
+
+@_handles(F.gelu)
+def _gelu(input: Any, approximate: str = "none") -> Any:
+    name = {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
+    return NotImplemented if name is None else _activation(name)(input)
 
 
 @_handles(F.dropout)

@@ -18,8 +18,9 @@ ENGINES = ("loop", "vmap")
 # points in one call pay; above, one point at a time keeps its activations in cache.
 SMALL_WORK = 2**22
 
-# One pass's widest activation stays in the last-level cache; measured over the workloads of benchmarks/
-ACTIVATION_BYTES = 2**23
+# The widest activation of one pass: a part of the last-level cache, yet enough rows that Python between kernels does
+# not show; measured over the workloads of benchmarks/
+ACTIVATION_BYTES = 2**24
 
 # From this many points per pass on, a chain of layers is worth a pass of its own for its shared products
 TOGETHER = 8

@@ -30,9 +30,7 @@ def combine(
         channel: the dimension of a product that `scale` and `shift` run along, 1 or -1.
         dtype: the result's dtype.
     """
-    if dtype == torch.float32 and native_serves(
-        "combine", *products, *epilogue[:3], wins=epilogue.activation in ("none", "relu")
-    ):
+    if dtype == torch.float32 and native_serves("combine", *products, *epilogue[:3]):
         rows = [as_rows(p, channel) for p in products]
         residuals = None if epilogue.residual is None else [as_rows(r, channel) for r in epilogue.residual]
         if all(r is not None for r in (*rows, *(residuals or ()))):
