@@ -126,43 +126,50 @@ def sweep(
         batches = checked_loader(loader) if pair is None or rows is None else cut(pair, rows)
         run(work, batches, sys.stderr.isatty() if progress is None else progress)
     dataset = reducer.dataset(line.alphas)
-    plan = work.plan
-    assert plan is not None
     dataset.attrs["provenance"] = json.dumps(
         {
             "path": "line",
             "anchors": [_named(theta_0), _named(theta_T)],
-            "engine": plan.engine,
-            "engine_reason": plan.reason,
-            "compiled": plan.compiled,
-            "chunk": plan.chunk if plan.engine == "vmap" else 1,
+            **_how_it_ran(work, choice.used),
             "rows_per_pass": rows,
-            "backend": "native" if any(k.endswith(":native") for k in choice.used) else "reference",
             "backend_asked_for": backend,
-            "kernels": sorted(choice.used),
-            "instruction_set": native.isa(),
             "precision": precision or _precision_of(anchors),
-            "device": str(place),
-            "threads": torch.get_num_threads(),
             "batch_norm": batch_norm,
             "criterion": scored.name,
             "metrics": [*names, *functions],
-            "points": len(line.alphas),
-            "examples": reducer.count,
-            "batches": reducer.batches,
             "seconds": time.perf_counter() - started,
             "kept": anchors.kept,
             "widened": anchors.widened,
             "nonfinite": {name: list(where) for name, where in anchors.nonfinite.items()},
-            "versions": {
-                "mli_fast": version.VERSION,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
         }
     )
     return SweepResult(dataset)
+
+
+def _how_it_ran(work: Work, kernels: set[str]) -> dict[str, Any]:
+    """The part of the provenance that the arguments do not say."""
+    plan = work.plan
+    assert plan is not None
+    return {
+        "engine": plan.engine,
+        "engine_reason": plan.reason,
+        "compiled": plan.compiled,
+        "chunk": plan.chunk if plan.engine == "vmap" else 1,
+        "backend": "native" if any(k.endswith(":native") for k in kernels) else "reference",
+        "kernels": sorted(kernels),
+        "instruction_set": native.isa(),
+        "device": str(work.device),
+        "threads": torch.get_num_threads(),
+        "points": work.points.count,
+        "examples": work.reducer.count,
+        "batches": work.reducer.batches,
+        "versions": {
+            "mli_fast": version.VERSION,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 def _checked_options(schedule: Any, precision: Any, backend: str, chunk: Any, compile: Any) -> torch.dtype | None:

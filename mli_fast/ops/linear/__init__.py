@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mli_fast import native, native_chain
+from mli_fast import native
 from mli_fast.ops.backend import native_serves, native_takes
 from mli_fast.ops.combine import combine
 from mli_fast.ops.epilogue import Epilogue
@@ -82,7 +82,7 @@ class Layer(NamedTuple):
 
 def chains(weights: Sequence[Tensor], dtype: torch.dtype) -> bool:
     """Whether one more layer before these still makes a chain: the blended weights of all have to stay in cache."""
-    return sum(w.numel() for w in weights) * dtype.itemsize <= native_chain.CHAIN_WEIGHT_BYTES // 2
+    return sum(w.numel() for w in weights) * dtype.itemsize <= native.CHAIN_WEIGHT_BYTES // 2
 
 
 def chain_serves(weights: Sequence[Tensor]) -> bool:
@@ -100,7 +100,7 @@ def chain(
     Bit for bit what `combine` and `linear` give one by one. Needs the compiled kernels.
     """
     parts = [
-        native_chain.Blended(
+        native.Blended(
             products if i == 0 and products is not None else layer.weights,
             layer.coefficients.contiguous(),
             _packed(layer.epilogue.scale),
@@ -110,7 +110,7 @@ def chain(
         for i, layer in enumerate(layers)
     ]
     points, width = len(layers[0].coefficients), layers[-1].weights[0].shape[0]
-    source: Tensor | native_chain.Blended
+    source: Tensor | native.Blended
     if products is None:
         assert x is not None
         rows = x.shape[1:-1]
@@ -121,7 +121,7 @@ def chain(
     residual = layers[-1].epilogue.residual
     if residual is not None:
         residual = residual.reshape(points, -1, width).contiguous()
-    return native_chain.chain(source, parts, residual=residual).view(points, *rows, width)
+    return native.chain(source, parts, residual=residual).view(points, *rows, width)
 
 
 def chain_at(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,9 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mli_fast import native
-from tests.test_native import ACTIVATIONS, ISAS, assert_as_good_as_torch, channels_last, mixed, normal, one
+from tests.native.helpers import (
+    ACTIVATIONS,
+    assert_as_good_as_torch,
+    channels_last,
+    mixed,
+    needs_kernels,
+    normal,
+    one,
+)
 
-pytestmark = pytest.mark.skipif(native.module() is None, reason=f"no compiled kernels: {native.why_missing()}")
+pytestmark = needs_kernels
 
 # images, channels, height, width, columns, padding
 CASES = {
@@ -29,25 +37,6 @@ CASES = {
     "no-images": (0, 4, 5, 5, 3, (1, 1)),
     "empty-output": (2, 4, 2, 6, 3, (0, 1)),
 }
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs a test once per instruction set this processor has."""
-    module = native.module()
-    assert module is not None
-    before = module.isa()
-    module.set_isa(request.param)
-    yield request.param
-    module.set_isa(before)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Gives the number of torch threads back after a test that changes it."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def winograd(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from itertools import product as combinations
 from pathlib import Path
 
@@ -15,61 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mli_fast import native
+from mli_fast.native.loading import gomp_parallel
+from tests.native.helpers import (
+    ACTIVATIONS,
+    DTYPES,
+    assert_as_good_as_torch,
+    channels_last,
+    mixed,
+    needs_kernels,
+    normal,
+    one,
+    poisoned,
+)
 
-pytestmark = pytest.mark.skipif(native.module() is None, reason=f"no compiled kernels: {native.why_missing()}")
-
-DTYPES = [torch.float32, torch.float64]
-ISAS = native.module().usable_isas() if native.module() is not None else ["none"]  # type: ignore[union-attr]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs a test once per instruction set this processor has."""
-    module = native.module()
-    assert module is not None
-    before = module.isa()
-    module.set_isa(request.param)
-    yield request.param
-    module.set_isa(before)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Gives the number of torch threads back after a test that changes it."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.full(shape, torch.nan, dtype=dtype)
-
-
-def mixed(anchors: Sequence[Tensor], coefficients: Tensor) -> Tensor:
-    """Blend in float64 of anchors that are finite: [P, ...]."""
-    return torch.tensordot(coefficients, torch.stack(list(anchors)).double(), 1)
-
-
-def assert_as_good_as_torch(actual: Tensor, vendor: Tensor, reference: Tensor) -> None:
-    """Error against fp64 at most twice that of torch's own operation, floored at a few roundings of the largest."""
-    assert actual.shape == reference.shape
-    if not reference.numel():
-        return
-    roundings = (
-        4 if actual.dtype == torch.float32 else 256
-    )  # float64 has no wider reference: two orders of summation differ
-    floor = roundings * torch.finfo(actual.dtype).eps * float(reference.abs().max())
-    allowed = 2 * float((vendor.double() - reference).abs().max()) + floor
-    assert float((actual.double() - reference).abs().max()) <= allowed
-
-
-def one(coefficients: Sequence[float]) -> Tensor:
-    return torch.tensor([list(coefficients)], dtype=torch.float64)
-
+pytestmark = needs_kernels
 
 # -------------------------------------------------------------------------------------------------------------- linear
 
@@ -188,10 +146,6 @@ CONV = {
 }
 
 
-def channels_last(t: Tensor) -> Tensor:
-    return t.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shared", [False, True], ids=["per-point", "shared"])
 @pytest.mark.parametrize("case", CONV)
@@ -247,15 +201,6 @@ def test_an_image_stands_alone(isa: str, channels: int, threads: None) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- combine
-
-ACTIVATIONS = {
-    "none": lambda x: x,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -461,7 +406,7 @@ def test_without_openmp_threads_of_our_own_give_the_same(threads: None) -> None:
 def test_threads_are_those_of_torch_whatever_other_runtimes_are_there() -> None:
     """Two pools of threads spin against each other; scikit-learn, for one, brings a runtime of its own."""
     pytest.importorskip("sklearn.utils._openmp_helpers")
-    at = native._gomp_parallel()
+    at = gomp_parallel()
     runtimes = {}
     for line in Path("/proc/self/maps").read_text().splitlines():
         region, *_, path = line.split(maxsplit=5)

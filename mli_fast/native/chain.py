@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mli_fast import buffers
-from mli_fast.native import ACTIVATIONS, _addresses, _check, _check_dtype, _require
+from mli_fast.native.checks import ACTIVATIONS, addresses, check, check_dtype
+from mli_fast.native.loading import require
 
 # Beyond this many bytes of blended weights the call is right but slower: they leave the cache between row blocks.
 CHAIN_WEIGHT_BYTES = 4 * 1024 * 1024
@@ -37,12 +38,12 @@ def _packed(
         raise ValueError(f"{name}: activation {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
     width = rows if is_layer else columns
     return (
-        _addresses(name, tensors, (rows, columns), dtype),
-        _check(f"{name}: coefficients", coefficients, (points, len(tensors)), torch.float64),
+        addresses(name, tensors, (rows, columns), dtype),
+        check(f"{name}: coefficients", coefficients, (points, len(tensors)), torch.float64),
         width,
         columns,
-        0 if scale is None else _check(f"{name}: scale", scale, (points, width), dtype),
-        0 if shift is None else _check(f"{name}: shift", shift, (points, width), dtype),
+        0 if scale is None else check(f"{name}: scale", scale, (points, width), dtype),
+        0 if shift is None else check(f"{name}: shift", shift, (points, width), dtype),
         ACTIVATIONS[activation],
     )
 
@@ -73,7 +74,7 @@ def chain(
 
     Meant for layers whose blended weights are at most `CHAIN_WEIGHT_BYTES` together; right, but slower, above.
     """
-    native = _require()
+    native = require()
     if not layers:
         raise ValueError("layers: at least one is needed")
     points = layers[0].coefficients.shape[0]
@@ -81,11 +82,11 @@ def chain(
     if given is None or given.dim() != (3 if isinstance(source, Tensor) else 2):
         expected = "[P, M, K]" if isinstance(source, Tensor) else "products [M, K]"
         raise ValueError(f"source: expected {expected}, got {'none' if given is None else tuple(given.shape)}")
-    dtype = _check_dtype("source", given)
+    dtype = check_dtype("source", given)
     rows, depth = given.shape[-2:]
     first: _Packed = ([], 0, 0, 0, 0, 0, 0)
     if isinstance(source, Tensor):
-        x_at = _check("source", source, (points, rows, depth), dtype)
+        x_at = check("source", source, (points, rows, depth), dtype)
     else:
         x_at, first = 0, _packed("source", source, points, rows, depth, dtype, is_layer=False)
     packed: list[_Packed] = []
@@ -93,10 +94,10 @@ def chain(
         columns = layer.tensors[0].shape[0] if layer.tensors else 0
         packed.append(_packed(f"layers[{i}]", layer, points, columns, depth, dtype, is_layer=True))
         depth = columns
-    residual_at = 0 if residual is None else _check("residual", residual, (points, rows, depth), dtype)
+    residual_at = 0 if residual is None else check("residual", residual, (points, rows, depth), dtype)
     if out is None:
         out = buffers.empty((points, rows, depth), dtype)
-    to = _check("out", out, (points, rows, depth), dtype)
+    to = check("out", out, (points, rows, depth), dtype)
     threads = torch.get_num_threads()
     native.chain(dtype is torch.float64, to, x_at, first, packed, points, rows, residual_at, threads)
     return out

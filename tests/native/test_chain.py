@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -10,35 +10,10 @@ import torch
 from torch import Tensor
 
 from mli_fast import native
-from mli_fast.native_chain import Blended, chain
+from mli_fast.native import Blended, chain
+from tests.native.helpers import DTYPES, needs_kernels, normal
 
-pytestmark = pytest.mark.skipif(native.module() is None, reason=f"no compiled kernels: {native.why_missing()}")
-
-DTYPES = [torch.float32, torch.float64]
-ISAS = native.module().usable_isas() if native.module() is not None else ["none"]  # type: ignore[union-attr]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs a test once per instruction set this processor has."""
-    module = native.module()
-    assert module is not None
-    before = module.isa()
-    module.set_isa(request.param)
-    yield request.param
-    module.set_isa(before)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Gives the number of torch threads back after a test that changes it."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def normal(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+pytestmark = needs_kernels
 
 
 def blended(
