@@ -49,9 +49,20 @@ class WithNorm(nn.Sequential):
         )
 
 
+class Gated(nn.Module):
+    """The loop sees a chain of linear layers, but vmap cannot read the gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.gate = mlp(128, 128, 128, 5), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(-x if self.gate.item() > 0.5 else x)
+
+
 def swept(model: nn.Module, ends: tuple[Any, Any], points: Any, **options: Any) -> Any:
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(ROWS, next(model.parameters()).shape[1], generator=generator)
+    x = torch.randn(ROWS, next(p for p in model.parameters() if p.ndim > 1).shape[1], generator=generator)
     y = torch.arange(ROWS) % 5
     return mli_fast.sweep(model, *ends, (x, y), points, progress=False, **options)
 
@@ -76,6 +87,22 @@ def test_linear_layers_alone_take_all_points_in_one_call(make: Callable[[], nn.M
     assert loop.loss.tobytes() == result.loss.tobytes()
     alone = swept(model, ends, [float(result.alphas[3])])
     assert alone.loss[0] == result.loss[3]
+
+
+def test_the_chunk_asked_for_is_kept() -> None:
+    model = mlp(128, 128, 128, 5)
+    ends = ends_of(model)
+    parts, whole = swept(model, ends, 7, chunk=3), swept(model, ends, 7)
+    assert (parts.provenance["chunk"], whole.provenance["chunk"]) == (3, 7)
+    assert parts.loss.tobytes() == whole.loss.tobytes()
+
+
+@pytest.mark.parametrize("chunk", ["auto", 2])
+def test_a_chain_that_vmap_cannot_run_goes_point_by_point(chunk: int | str) -> None:
+    model = Gated()
+    result = swept(model, ends_of(model), 5, chunk=chunk)
+    assert result.provenance["engine"] == "loop"
+    assert "vmap cannot run" in result.provenance["engine_reason"]
 
 
 def test_every_other_network_goes_point_by_point() -> None:

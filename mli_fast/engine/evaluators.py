@@ -49,13 +49,13 @@ class LoopEngine:
                 with remembering(memo):
                     outputs, targets = self._network.evaluate(self._points.deferred(p), inputs)
                     if self._yields and p == start:
-                        self._check_chain(outputs)
+                        self._check_chain(outputs, stop - start)
                     outputs, targets = evaluated((outputs, targets))
                 if p == start and _has_nan(outputs):
                     self._check_nan(p, batch)
             yield p, outputs, targets
 
-    def _check_chain(self, outputs: Any) -> None:
+    def _check_chain(self, outputs: Any, points: int) -> None:
         """Nothing has been computed yet, so nothing is lost by giving way.
 
         Raises:
@@ -65,7 +65,7 @@ class LoopEngine:
         if len(leaves) == 1 and layers_together(leaves[0]) == self._points.matrices:
             size = leaves[0].numel() * leaves[0].element_size()
             if size * TOGETHER <= ACTIVATION_BYTES:
-                raise OneChain(size)
+                raise OneChain(points, size)
 
     def _check_nan(self, p: int, batch: Any) -> None:
         """NaN may be the model's; it is not if it goes away on computed values.
@@ -114,7 +114,7 @@ def engine_of(plan: Plan, network: Network, points: Points) -> LoopEngine | Vmap
     """The engine that the plan names."""
     if plan.engine == "vmap":
         return VmapEngine(network, points, plan.compiled)
-    return LoopEngine(network, points, plan.deferred, yields=plan.deferred and not plan.is_forced)
+    return LoopEngine(network, points, plan.deferred, plan.yields)
 
 
 def _copied(x: Any) -> Any:

@@ -54,6 +54,8 @@ class Plan:
     is_forced: bool = False
     compiled: bool = False
     deferred: bool = True  # loop engine: parameters are blended where they are used
+    yields: bool = False  # loop engine: gives way to vmap where that can take all points in one call
+    chunk_asked_for: bool = False
 
 
 def choose(work: int, activation_bytes: int, points: int, chunk: int | str, compile_: bool) -> Plan:
@@ -68,7 +70,8 @@ def choose(work: int, activation_bytes: int, points: int, chunk: int | str, comp
         chunk: the caller's.
         compile_: whether the caller asks for torch.compile, which works on the vmapped function.
     """
-    size = max(1, ACTIVATION_BYTES // max(activation_bytes, 1)) if chunk == "auto" else int(chunk)
+    asked = chunk != "auto"
+    size = int(chunk) if asked else max(1, ACTIVATION_BYTES // max(activation_bytes, 1))
     size = min(size, points)
     engine = _forced.get()
     if engine is not None:
@@ -79,21 +82,21 @@ def choose(work: int, activation_bytes: int, points: int, chunk: int | str, comp
         return Plan(
             "vmap", f"one point is little work for a batch ({work:,} multiply-adds): many points in a call", size
         )
-    return Plan(
-        "loop", f"one point fills the cores ({work:,} multiply-adds a batch): its activations stay in cache", size
-    )
+    reason = f"one point fills the cores ({work:,} multiply-adds a batch): its activations stay in cache"
+    return Plan("loop", reason, size, yields=True, chunk_asked_for=asked)
 
 
 class OneChain(Exception):
     """What the loop engine found at the first point: the network is one call of the chain kernel.
 
     Args:
+        points: how many are to be evaluated.
         output_bytes: of one point on one batch.
     """
 
-    def __init__(self, output_bytes: int) -> None:
+    def __init__(self, points: int, output_bytes: int) -> None:
         super().__init__()
-        self.output_bytes = output_bytes
+        self.chunk = min(points, max(1, ACTIVATION_BYTES // max(output_bytes, 1)))
 
 
 _BEYOND_VMAP = ("vmap", "atching rule", "functorch", "Batched", "have storage", "data pointer")
@@ -107,8 +110,8 @@ def another_plan(plan: Plan, error: Exception, batch: Any, index: int) -> Plan |
         RuntimeError: memory ran out at a single point.
     """
     if isinstance(error, OneChain):
-        chunk = max(1, ACTIVATION_BYTES // max(error.output_bytes, 1))
-        return replace(plan, engine="vmap", reason="linear layers alone: one call takes all points", chunk=chunk)
+        chunk = plan.chunk if plan.chunk_asked_for else error.chunk
+        return Plan("vmap", "linear layers alone: one call takes all points", chunk)
     if out_of_memory(error):
         if plan.engine == "vmap" and plan.chunk > 1:
             return replace(plan, chunk=plan.chunk // 2)
@@ -120,7 +123,7 @@ def another_plan(plan: Plan, error: Exception, batch: Any, index: int) -> Plan |
         return Plan("loop", f"vmap cannot run this model: {_first_line(error)}", plan.chunk)
     if plan.engine == "loop" and plan.deferred and (isinstance(error, CannotDefer) or _says(error, _BEYOND_DEFERRAL)):
         reason = f"{plan.reason}; values blended before each forward pass: {_first_line(error)}"
-        return replace(plan, deferred=False, reason=reason)
+        return replace(plan, deferred=False, yields=False, reason=reason)
     return None
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mli_fast import native
@@ -15,14 +14,6 @@ needs_kernels = pytest.mark.skipif(native.module() is None, reason=f"no compiled
 
 DTYPES = [torch.float32, torch.float64]
 ISAS = native.module().usable_isas() if native.module() is not None else ["none"]  # type: ignore[union-attr]
-ACTIVATIONS = {
-    "none": lambda x: x,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mli_fast import native
 from mli_fast.native.loading import gomp_parallel
+from mli_fast.ops.epilogue import ACTIVATIONS
 from tests.native.helpers import (
-    ACTIVATIONS,
     DTYPES,
     assert_as_good_as_torch,
     channels_last,

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mli_fast import native
+from mli_fast.ops.epilogue import ACTIVATIONS
 from tests.native.helpers import (
-    ACTIVATIONS,
     assert_as_good_as_torch,
     channels_last,
     mixed,
