@@ -2,6 +2,7 @@
 
 ``pytest benchmarks/bench_kernels.py`` prints one group per shape: "native" does blend, product, bias and ReLU in one
 call, "torch" the same in several, "vendor" is torch's product with bias alone, on weights that are blended already.
+With ``--benchmark-json=FILE``, ``python -m benchmarks.adopt FILE`` writes the figures that the dispatch table reads.
 """
 
 from __future__ import annotations
@@ -15,21 +16,38 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from mli_fast import native
+from mli_fast.ops.backend import requested
+from mli_fast.ops.conv import Geometry, conv
+from mli_fast.ops.dispatch import shape_class
+from mli_fast.ops.epilogue import Epilogue
 
 pytestmark = pytest.mark.skipif(native.module() is None, reason=f"no compiled kernels: {native.why_missing()}")
 
 ALPHA = 0.7
 COEFFICIENTS = torch.tensor([[1 - ALPHA, ALPHA]], dtype=torch.float64)
-LINEAR = [(1024, 512, 512), (1797, 256, 256), (512, 512, 10), (64, 4096, 4096), (16384, 64, 64), (2048, 128, 512)]
-CONV = [(64, 64, 14), (64, 16, 32), (64, 32, 16), (64, 64, 8)]
+LINEAR = [
+    (1024, 512, 512),
+    (1797, 256, 256),
+    (512, 512, 10),
+    (256, 1024, 1024),
+    (300, 300, 700),
+    (64, 4096, 4096),
+    (16, 512, 512),
+    (16384, 64, 64),
+    (2048, 128, 512),
+]
+CONV = [(64, 64, 14), (64, 16, 32), (64, 32, 16), (64, 64, 8), (16, 128, 14)]
 Work = Callable[[], object]
 
 
-def measure(benchmark: BenchmarkFixture, group: str, work: Work, expected: Work) -> None:
-    """Times ``work`` after its value was found equal to ``expected``'s, so that no wrong kernel gets a time."""
+def measure(benchmark: BenchmarkFixture, group: str, work: Work, expected: Work, **kept_for: str) -> None:
+    """Times ``work`` after its value was found equal to ``expected``'s, so that no wrong kernel gets a time.
+
+    ``kept_for`` says what the figure is: op and shape_class, as in the dispatch table.
+    """
     torch.testing.assert_close(work(), expected(), rtol=1e-3, atol=1e-3)
     benchmark.group = group
-    benchmark.extra_info.update(isa=native.isa(), threads=torch.get_num_threads(), torch=torch.__version__)
+    benchmark.extra_info.update(isa=native.isa(), threads=torch.get_num_threads(), torch=torch.__version__, **kept_for)
     benchmark(work)
 
 
@@ -52,7 +70,31 @@ def test_linear(benchmark: BenchmarkFixture, shape: tuple[int, int, int], way: s
         return torch.addmm(bias, x, blended.T, out=product)
 
     work = {"native": fused, "torch": separate, "vendor": vendor}[way]
-    measure(benchmark, f"linear M{rows} K{depth} N{columns}", work, vendor if way == "vendor" else separate)
+    cls = shape_class("linear", rows, columns, depth)
+    group, judge = f"linear M{rows} K{depth} N{columns}", vendor if way == "vendor" else separate
+    measure(benchmark, group, work, judge, op="linear", shape_class=cls)
+
+
+@pytest.mark.parametrize("way", ["native", "torch"])
+@pytest.mark.parametrize("sizes", [(2048, 512, 512, 10), (1797, 256, 256, 10), (4096, 128, 512, 128)], ids=str)
+def test_chain(benchmark: BenchmarkFixture, sizes: tuple[int, int, int, int], way: str) -> None:
+    rows, depth, hidden, columns = sizes
+    x, biases = torch.randn(rows, depth), [torch.randn(hidden), torch.randn(columns)]
+    weights = [[torch.randn(n, k) / k**0.5 for _ in range(2)] for n, k in ((hidden, depth), (columns, hidden))]
+    layers = [
+        native.Blended(w, COEFFICIENTS, None, b[None], a)
+        for w, b, a in zip(weights, biases, ("relu", "none"), strict=True)
+    ]
+
+    def fused() -> Tensor:
+        return native.chain(x[None], layers)[0]
+
+    def separate() -> Tensor:
+        first, second = (torch.lerp(*w, ALPHA) for w in weights)
+        return F.linear(F.linear(x, first, biases[0]).relu_(), second, biases[1])
+
+    work = {"native": fused, "torch": separate}[way]
+    measure(benchmark, f"chain {sizes}", work, separate, op="chain", shape_class="any")
 
 
 @pytest.mark.parametrize("way", ["native", "torch", "vendor"])
@@ -65,9 +107,11 @@ def test_conv(benchmark: BenchmarkFixture, shape: tuple[int, int, int], stride: 
     anchors = [a.contiguous(memory_format=torch.channels_last) for a in anchors]
     bias, blended = torch.randn(channels), torch.lerp(*anchors, ALPHA)
 
+    epilogue = Epilogue(None, bias[None], None, "relu")
+
     def fused() -> Tensor:
-        sizes = {"stride": (stride, stride), "padding": (1, 1), "dilation": (1, 1)}
-        return native.conv(x, anchors, COEFFICIENTS, shift=bias, activation="relu", **sizes)  # type: ignore[arg-type]
+        with requested("native"):
+            return conv(x[None], anchors, COEFFICIENTS, Geometry((stride,) * 2, (1, 1), (1, 1), 1), epilogue)[0]
 
     def separate() -> Tensor:
         return F.conv2d(x, torch.lerp(*anchors, ALPHA), bias, stride, 1).relu_()
@@ -76,9 +120,9 @@ def test_conv(benchmark: BenchmarkFixture, shape: tuple[int, int, int], stride: 
         return F.conv2d(x, blended, bias, stride, 1)
 
     work = {"native": fused, "torch": separate, "vendor": vendor}[way]
-    measure(
-        benchmark, f"conv B{batch} C{channels} H{size} stride {stride}", work, vendor if way == "vendor" else separate
-    )
+    cls = shape_class("conv", 2, channels, channels)
+    group, judge = f"conv B{batch} C{channels} H{size} stride {stride}", vendor if way == "vendor" else separate
+    measure(benchmark, group, work, judge, op="conv", shape_class=cls)
 
 
 @pytest.mark.parametrize("way", ["native", "torch"])
@@ -98,7 +142,8 @@ def test_combine(benchmark: BenchmarkFixture, activation: str, way: str) -> None
     def separate() -> Tensor:
         return function(torch.lerp(products[0], products[1], alphas[:, None, None]).add_(shift[:, None]))
 
-    measure(benchmark, f"combine {activation}", {"native": fused, "torch": separate}[way], separate)
+    work = {"native": fused, "torch": separate}[way]
+    measure(benchmark, f"combine {activation}", work, separate, op="combine", shape_class="any")
 
 
 @pytest.mark.parametrize("way", ["native", "torch"])
@@ -117,7 +162,8 @@ def test_cross_entropy(benchmark: BenchmarkFixture, shape: tuple[int, int, int],
     def separate() -> tuple[Tensor, Tensor]:
         return F.cross_entropy(flat, repeated, reduction="none"), flat.argmax(-1)
 
-    measure(benchmark, f"cross entropy {shape}", {"native": fused, "torch": separate}[way], separate)
+    work = {"native": fused, "torch": separate}[way]
+    measure(benchmark, f"cross entropy {shape}", work, separate, op="cross_entropy", shape_class="any")
 
 
 @pytest.mark.parametrize("way", ["native", "torch"])
@@ -138,4 +184,5 @@ def test_blend(benchmark: BenchmarkFixture, sizes: list[int], way: str) -> None:
         torch._foreach_lerp_(others, second, ALPHA)
         return others
 
-    measure(benchmark, f"blend {len(sizes)} tensors", {"native": fused, "torch": separate}[way], separate)
+    work = {"native": fused, "torch": separate}[way]
+    measure(benchmark, f"blend {len(sizes)} tensors", work, separate, op="blend", shape_class="any")

@@ -10,40 +10,66 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mli_fast.ops.cross_entropy import IGNORED, cross_entropy
+from mli_fast.blended.ending import LastProduct
+from mli_fast.blended.memo import mapped
+from mli_fast.ops import points
+from mli_fast.ops.cross_entropy import IGNORED, cross_entropy, linear_cross_entropy
 
 Function = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a criterion says of one batch at one point.
+    """What a criterion says of one batch at A points.
 
     `losses` are one per term, `hits` likewise; an example has `terms` of them (one for plain classification, a
     sequence's tokens or an image's pixels else). Terms with target -100 count for nothing.
     """
 
     examples: int  # B
-    losses: Tensor  # [B * terms] float64
-    hits: Tensor | None = None  # [B * terms] float64, NaN where the outputs are
+    losses: Tensor  # [A, B * terms] float64
+    hits: Tensor | None = None  # [A, B * terms] float64, NaN where the outputs are
     targets: Tensor | None = None  # [B * terms] int64 classes
-    predictions: Tensor | None = None  # [B * terms] int64
+    predictions: Tensor | None = None  # [A, B * terms] int64
     classes: int | None = None
     of_batch: bool = False  # the criterion gave one mean for the whole batch: no spread between examples is known
 
     @property
+    def terms(self) -> int:
+        """How many terms there are."""
+        return self.losses.shape[1]
+
+    @property
     def counted(self) -> Tensor | None:
-        """Which terms count, None if all do."""
-        if self.targets is None or len(self.targets) == 0 or int(self.targets.min()) != IGNORED:
+        """Which terms count, None if all do; on a GPU nobody looks, so there it is never None."""
+        if self.targets is None or len(self.targets) == 0:
             return None
-        return self.targets != IGNORED
+        counted = self.targets != IGNORED
+        return counted if points.asynchronous(counted) or not bool(counted.all()) else None
+
+
+@dataclass(frozen=True)
+class Late:
+    """A check of values on a GPU, which nobody waits for: looked at when all batches are through."""
+
+    numbers: Tensor  # [3] float64: whether it failed (0 or 1), the least and the greatest value seen
+    error: Callable[[int, float, float], Exception]  # of the batch's number and the values seen
+
+
+def _unless(failed: Tensor, values: Tensor, error: Callable[[int, float, float], Exception], batch: int) -> Late | None:
+    """Raise the error if the check of `values` failed; on a GPU, later."""
+    if points.asynchronous(failed) and values.numel():
+        return Late(torch.stack([failed.double(), values.min().double(), values.max().double()]), error)
+    if bool(failed):
+        raise error(batch, float(values.min()), float(values.max()))
+    return None
 
 
 def _fail(batch: int, what: str) -> ValueError:
     return ValueError(f"batch {batch}: {what}")
 
 
-def _check_classes(name: str, outputs: Tensor, targets: Tensor, batch: int) -> None:
+def _check_classes(name: str, outputs: Tensor, targets: Tensor, batch: int) -> Late | None:
     """Outputs [B, C, *terms] against targets [B, *terms]."""
     seen = f"outputs {tuple(outputs.shape)} {outputs.dtype}, targets {tuple(targets.shape)} {targets.dtype}"
     if not outputs.is_floating_point() or outputs.ndim < 2:
@@ -52,13 +78,17 @@ def _check_classes(name: str, outputs: Tensor, targets: Tensor, batch: int) -> N
         raise _fail(batch, f"{name} needs integer class targets; saw {seen}")
     if targets.shape != outputs.shape[:1] + outputs.shape[2:]:
         raise _fail(batch, f"{name} needs targets of shape {tuple(outputs.shape[:1] + outputs.shape[2:])}; saw {seen}")
-    valid = targets[targets != IGNORED]
-    if valid.numel() and (int(valid.min()) < 0 or int(valid.max()) >= outputs.shape[1]):
-        raise _fail(
+    classes = outputs.shape[1]
+
+    def error(batch: int, low: float, high: float) -> Exception:
+        return _fail(
             batch,
-            f"targets out of range for {outputs.shape[1]} classes: saw values from {int(valid.min())} to "
-            f"{int(valid.max())} (allowed: 0..{outputs.shape[1] - 1}, and {IGNORED} for terms to ignore)",
+            f"targets out of range for {classes} classes: saw values from {low:g} to {high:g} "
+            f"(allowed: 0..{classes - 1}, and {IGNORED} for terms to ignore)",
         )
+
+    counted = targets.where(targets != IGNORED, 0)
+    return _unless(((counted < 0) | (counted >= classes)).any(), counted, error, batch)
 
 
 def _check_same_shape(name: str, outputs: Tensor, targets: Tensor, batch: int) -> None:
@@ -73,64 +103,84 @@ class Criterion:
     """A named criterion: checks a batch, then scores it at any number of points."""
 
     name = ""
+    takes_last_product = False
 
-    def check(self, outputs: Any, targets: Any, batch: int) -> None:
-        """Raise ValueError, with the batch number and what was seen, unless the batch can be scored."""
+    def check(self, outputs: Any, targets: Any, batch: int) -> Late | None:
+        """Raise ValueError, with the batch number and what was seen, unless the batch can be scored.
+
+        Args:
+            outputs: those of one point.
+            targets: of the batch.
+            batch: its number.
+
+        Returns:
+            What remains to be looked at.
+        """
         raise TypeError(f"{type(self).__name__} checks nothing")
 
     def score(self, outputs: Any, targets: Any) -> Scored:
-        """The losses of a batch that has been checked."""
+        """The losses of a batch that has been checked; every tensor of `outputs` has the points in dimension 0."""
         raise TypeError(f"{type(self).__name__} scores nothing")
 
 
 class CrossEntropy(Criterion):
-    """-log softmax(outputs)[target]; outputs [B, C, *terms], targets [B, *terms]."""
+    """-log softmax(outputs)[target]; outputs [A, B, C, *terms], targets [B, *terms]."""
 
     name = "cross_entropy"
+    takes_last_product = True
 
-    def check(self, outputs: Any, targets: Any, batch: int) -> None:
+    def check(self, outputs: Any, targets: Any, batch: int) -> Late | None:
         _check_tensors(self.name, outputs, targets, batch)
-        _check_classes(self.name, outputs, targets, batch)
+        return _check_classes(self.name, outputs, targets, batch)
 
-    def score(self, outputs: Tensor, targets: Tensor) -> Scored:
-        classes = outputs.shape[1]
-        rows = outputs if outputs.ndim == 2 else outputs.movedim(1, -1).reshape(-1, classes)
+    def score(self, outputs: Tensor | LastProduct, targets: Tensor) -> Scored:
+        return self._scored(outputs if isinstance(outputs, LastProduct) else outputs.movedim(2, -1), targets)
+
+    def _scored(self, outputs: Tensor | LastProduct, targets: Tensor) -> Scored:
+        """Outputs [A, B, *terms, C] against targets [B, *terms]."""
+        like = outputs.point() if isinstance(outputs, LastProduct) else outputs[0]
+        examples, classes = len(like), like.shape[-1]
         flat = targets.reshape(-1).long()
-        losses, predictions = self._losses(rows, flat)
-        hits = (predictions == flat).double()
-        hits[losses.isnan()] = float("nan")
-        return Scored(len(outputs), losses, hits, flat, predictions, classes)
+        if points.asynchronous(flat):  # a class out of range is reported later; until then it must not be an index
+            flat = flat.where((flat >= 0) & (flat < classes), IGNORED)
+        if isinstance(outputs, LastProduct):
+            x = outputs.x.flatten(1, -2)
+            losses, predictions = linear_cross_entropy(x, outputs.weights, outputs.coefficients, outputs.shift, flat)
+        else:
+            losses, predictions = self._losses(outputs.reshape(len(outputs), -1, classes), flat)
+        hits = (predictions == flat).double().masked_fill(losses.isnan(), float("nan"))
+        return Scored(examples, losses, hits, flat, predictions, classes)
 
     def _losses(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        losses, predictions = cross_entropy(rows[None], targets)
-        return losses[0], predictions[0]
+        return cross_entropy(rows, targets)
 
 
 class NegativeLogLikelihood(CrossEntropy):
     """-outputs[target], for outputs that are log-probabilities already."""
 
     name = "nll"
+    takes_last_product = False
 
     def _losses(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         ignored = targets == IGNORED
-        picked = rows.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
-        return (-picked).double().masked_fill(ignored, 0.0), rows.argmax(1)
+        index = targets.masked_fill(ignored, 0)[None, :, None].expand(len(rows), -1, 1)
+        return (-rows.gather(2, index)[..., 0]).double().masked_fill(ignored, 0.0), rows.argmax(-1)
 
 
 class CausalLanguageModel(CrossEntropy):
-    """Cross entropy of the next token; outputs [B, T, V], labels [B, T], shifted by one."""
+    """Cross entropy of the next token; outputs [A, B, T, V], labels [B, T]; the last token predicts nothing."""
 
     name = "causal_lm"
 
-    def check(self, outputs: Any, targets: Any, batch: int) -> None:
+    def check(self, outputs: Any, targets: Any, batch: int) -> Late | None:
         _check_tensors(self.name, outputs, targets, batch)
         if outputs.ndim != 3 or targets.shape != outputs.shape[:2]:
             seen = f"outputs {tuple(outputs.shape)}, labels {tuple(targets.shape)}"
             raise _fail(batch, f"causal_lm needs outputs [B, tokens, vocabulary] and labels [B, tokens]; saw {seen}")
-        _check_classes(self.name, outputs[:, :-1].movedim(-1, 1), targets[:, 1:], batch)
+        return _check_classes(self.name, outputs[:, :-1].movedim(-1, 1), targets[:, 1:], batch)
 
-    def score(self, outputs: Tensor, targets: Tensor) -> Scored:
-        return super().score(outputs[:, :-1].movedim(-1, 1), targets[:, 1:])
+    def score(self, outputs: Tensor | LastProduct, targets: Tensor) -> Scored:
+        return self._scored(outputs, F.pad(targets[:, 1:], (0, 1), value=IGNORED))
 
 
 class MeanSquaredError(Criterion):
@@ -143,8 +193,8 @@ class MeanSquaredError(Criterion):
         _check_same_shape(self.name, outputs, targets, batch)
 
     def score(self, outputs: Tensor, targets: Tensor) -> Scored:
-        squares = (outputs.double() - targets.double()).square()
-        return Scored(len(outputs), squares.reshape(len(outputs), -1).mean(1))
+        losses = [(z.double() - targets.double()).square().reshape(len(z), -1).mean(1) for z in outputs]
+        return Scored(outputs.shape[1], torch.stack(losses))
 
 
 class BinaryCrossEntropy(Criterion):
@@ -152,18 +202,22 @@ class BinaryCrossEntropy(Criterion):
 
     name = "bce_with_logits"
 
-    def check(self, outputs: Any, targets: Any, batch: int) -> None:
+    def check(self, outputs: Any, targets: Any, batch: int) -> Late | None:
         _check_tensors(self.name, outputs, targets, batch)
         _check_same_shape(self.name, outputs, targets, batch)
-        if targets.numel() and (float(targets.min()) < 0 or float(targets.max()) > 1):
-            low, high = float(targets.min()), float(targets.max())
-            raise _fail(batch, f"bce_with_logits needs targets in 0..1; saw values from {low:g} to {high:g}")
+
+        def error(batch: int, low: float, high: float) -> Exception:
+            return _fail(batch, f"bce_with_logits needs targets in 0..1; saw values from {low:g} to {high:g}")
+
+        return _unless(((targets < 0) | (targets > 1)).any(), targets, error, batch)
 
     def score(self, outputs: Tensor, targets: Tensor) -> Scored:
-        z, t = outputs.double().reshape(len(outputs), -1), targets.double().reshape(len(outputs), -1)
-        losses = F.binary_cross_entropy_with_logits(z, t, reduction="none").mean(1)
-        hits = ((z > 0) == (t > 0.5)).double().mean(1)
-        return Scored(len(outputs), losses, hits.masked_fill(losses.isnan(), float("nan")))
+        t = targets.double().reshape(len(targets), -1)
+        losses, hits = [], []
+        for z in outputs.double().reshape(len(outputs), len(targets), -1):
+            losses.append(F.binary_cross_entropy_with_logits(z, t, reduction="none").mean(1))
+            hits.append(((z > 0) == (t > 0.5)).double().mean(1).masked_fill(losses[-1].isnan(), float("nan")))
+        return Scored(outputs.shape[1], torch.stack(losses), torch.stack(hits))
 
 
 class Custom(Criterion):
@@ -172,20 +226,42 @@ class Custom(Criterion):
     def __init__(self, function: Function) -> None:
         self.function = function
         self.name = getattr(function, "__name__", type(function).__name__)
+        self._classes: tuple[Any, bool] = (None, False)  # the targets last seen, and whether they are classes
 
     def check(self, outputs: Any, targets: Any, batch: int) -> None:
         example_losses(self.name, self.function, outputs, targets, batch)
 
     def score(self, outputs: Any, targets: Any) -> Scored:
-        losses, of_batch = example_losses(self.name, self.function, outputs, targets, None)
-        scored = Scored(len(losses), losses, of_batch=of_batch)
-        if not _looks_like_classes(outputs, targets):
+        rows, of_batch = losses_of_points(self.name, self.function, outputs, targets, None)
+        scored = Scored(rows.shape[1], rows, of_batch=of_batch)
+        if self._classes[0] is not targets:
+            self._classes = targets, _looks_like_classes(outputs, targets)
+        if not self._classes[1]:
             return scored
         classified = CrossEntropy().score(outputs, targets)
-        if len(classified.targets) != len(losses):  # type: ignore[arg-type]
+        if classified.terms != scored.terms:
             return scored
         parts = classified.hits, classified.targets, classified.predictions, classified.classes
-        return Scored(len(losses), losses, *parts, of_batch)
+        return Scored(scored.examples, rows, *parts, of_batch)
+
+
+def losses_of_points(
+    name: str, function: Function, outputs: Any, targets: Any, batch: int | None
+) -> tuple[Tensor, bool]:
+    """`example_losses` at every point, [A, B]; every tensor of `outputs` has the points in dimension 0."""
+    found: list[Tensor] = []
+    mapped(lambda leaf: found.append(leaf) if isinstance(leaf, Tensor) else None, outputs)
+    if not found:
+        raise ValueError(f"{name}: the model's outputs hold no tensor")
+    results = [example_losses(name, function, point_of(outputs, i), targets, batch) for i in range(len(found[0]))]
+    return torch.stack([losses for losses, _ in results]), any(of_batch for _, of_batch in results)
+
+
+def point_of(outputs: Any, i: int) -> Any:
+    """The outputs of the i-th point; every tensor of `outputs` has the points in dimension 0."""
+    if isinstance(outputs, LastProduct):
+        return outputs.point()
+    return mapped(lambda leaf: leaf[i] if isinstance(leaf, Tensor) else leaf, outputs)
 
 
 def example_losses(name: str, function: Function, outputs: Any, targets: Any, batch: int | None) -> tuple[Tensor, bool]:
@@ -223,13 +299,13 @@ def _looks_like_classes(outputs: Any, targets: Any) -> bool:
     return (
         isinstance(outputs, Tensor)
         and isinstance(targets, Tensor)
-        and outputs.ndim == 2
+        and outputs.ndim == 3
         and outputs.is_floating_point()
         and targets.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-        and targets.shape == outputs.shape[:1]
+        and targets.shape == outputs.shape[1:2]
         and len(targets) > 0
         and int(targets.min()) >= 0
-        and int(targets.max()) < outputs.shape[1]
+        and int(targets.max()) < outputs.shape[2]
     )
 
 

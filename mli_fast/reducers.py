@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mli_fast.criteria import Criterion, Scored, example_losses
+from mli_fast.criteria import Criterion, Late, Scored, losses_of_points, point_of
 
 Array = NDArray[np.float64]
 METRICS = ("accuracy", "class_loss", "class_accuracy", "prediction_histogram")
@@ -44,52 +47,77 @@ def check_metrics(metrics: Any) -> tuple[tuple[str, ...], dict[str, Callable[...
     return names, {}
 
 
+def row_sums(values: Tensor) -> Tensor:
+    """The sums over the last dimension, by halves: how a row is summed does not depend on the other rows."""
+    width = values.shape[-1]
+    if width == 0:
+        return values.new_zeros(values.shape[:-1])
+    values = F.pad(values, (0, (1 << (width - 1).bit_length()) - width))
+    while (half := values.shape[-1] // 2) > 0:
+        values = values[..., :half] + values[..., half:]
+    return values[..., 0]
+
+
 class Mean:
     """The mean of P quantities over examples, and its standard error.
 
     An example i contributes a sum s_i over w_i terms; the mean is m = sum s_i / sum w_i and its standard error that of
     a ratio, sqrt(n / (n - 1) * sum (s_i - m w_i)^2) / sum w_i, which for w_i = 1 is the usual one. Second moments are
-    merged batch by batch about the running means (Chan et al. 1979), so that nothing cancels.
+    merged batch by batch about the running means (Chan et al. 1979), so that nothing cancels. All of it stays on the
+    device of the values until `value` or `stderr` is asked for.
     """
 
-    def __init__(self, points: int) -> None:
+    def __init__(self) -> None:
         self.n = 0
-        self.sum = np.zeros(points)
-        self.weight = 0.0
-        self._ss, self._sw, self._ww = np.zeros(points), np.zeros(points), 0.0
+        self._moments: tuple[Tensor, ...] = ()  # sum s [P], sum w, and the central sums of ss [P], sw [P], ww
 
-    def add(self, sums: Array, weights: Array | None) -> None:
-        """Take in a batch: sums [P, B], weights [B] (None: all 1)."""
+    def add(self, sums: Tensor, weights: Tensor | None) -> None:
+        """Take in a batch: sums [P, B], weights [B] (None: all 1), float64."""
         b = sums.shape[1]
         if b == 0:
             return
-        total, weight = sums.sum(1), float(b) if weights is None else float(weights.sum())
-        mean_s, mean_w = total / b, weight / b
-        ds = sums - mean_s[:, None]
-        ss, sw, ww = (ds * ds).sum(1), 0.0, 0.0
-        if weights is not None:
-            dw = weights - mean_w
-            sw, ww = (ds * dw).sum(1), float((dw * dw).sum())
+        weights = sums.new_ones(b) if weights is None else weights
+        s, w = row_sums(sums), row_sums(weights)
+        ds, dw = sums - (s / b)[:, None], weights - w / b
+        ss, sw, ww = row_sums(ds * ds), row_sums(ds * dw), row_sums(dw * dw)
         if self.n:
+            s0, w0, ss0, sw0, ww0 = self._moments
             between = self.n * b / (self.n + b)
-            step_s, step_w = mean_s - self.sum / self.n, mean_w - self.weight / self.n
-            ss, sw, ww = ss + between * step_s**2, sw + between * step_s * step_w, ww + between * step_w**2
-        self._ss, self._sw, self._ww = self._ss + ss, self._sw + sw, self._ww + ww
-        self.sum, self.weight, self.n = self.sum + total, self.weight + weight, self.n + b
+            step_s, step_w = s / b - s0 / self.n, w / b - w0 / self.n
+            ss = ss0 + ss + between * step_s * step_s
+            sw = sw0 + sw + between * step_s * step_w
+            ww = ww0 + ww + between * step_w * step_w
+            s, w = s0 + s, w0 + w
+        self._moments, self.n = (s, w, ss, sw, ww), self.n + b
 
     @property
     def value(self) -> Array:
         """The mean [P]; NaN where nothing counted."""
+        s, w = (m.cpu().numpy() for m in self._moments[:2])
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self.sum / self.weight
+            return s / w
 
     @property
     def stderr(self) -> Array:
         """The standard error [P]; NaN for fewer than two examples."""
         m, n = self.value, self.n
+        w, ss, sw, ww = (t.cpu().numpy() for t in self._moments[1:])
         with np.errstate(invalid="ignore", divide="ignore"):
-            squares = np.maximum(self._ss - 2 * m * self._sw + m * m * self._ww, 0.0)
-            return np.sqrt(squares * (n / (n - 1.0) if n > 1 else np.nan)) / self.weight
+            squares = np.maximum(ss - 2 * m * sw + m * m * ww, 0.0)
+            return np.sqrt(squares * (n / (n - 1.0) if n > 1 else np.nan)) / w
+
+
+@dataclass
+class Values:
+    """What is kept of one batch at A points."""
+
+    examples: int
+    rows: dict[str, Tensor]  # [A, B]
+    weights: dict[str, Tensor | None]  # [B]
+    no_spread: set[str] = field(default_factory=set)
+    class_sums: dict[str, Tensor] = field(default_factory=dict)  # [A, classes]
+    class_counts: Tensor | None = None  # [classes]
+    late: Late | None = None
 
 
 class Reducer:
@@ -109,139 +137,167 @@ class Reducer:
         self.count = 0
         self.batches = 0
         self._means: dict[str, Mean] = {}
-        self._step = Mean(max(points - 1, 0))
+        self._step = Mean()
         self._no_spread: set[str] = set()
-        self._class_counts: Array | None = None
-        self._class_sums: dict[str, Array] = {}
+        self._class_counts: Tensor | None = None
+        self._class_sums: dict[str, Tensor] = {}
+        self._late: list[tuple[int, Tensor, Late]] = []  # batch, its numbers
 
-    def batch(self) -> Batch:
-        """A place for the next batch's values at all points."""
-        return Batch(self, self.batches)
+    @property
+    def takes_last_product(self) -> bool:
+        """Whether outputs may come as a `LastProduct`: nothing but the criterion looks at them."""
+        return self.criterion.takes_last_product and not self.functions
 
-    def _close(self, rows: dict[str, Array], weights: dict[str, Array | None], batch: Batch) -> None:
+    def values(self, outputs: Any, targets: Any, check: bool) -> Values:
+        """What is kept of the batch at hand at some points; changes nothing.
+
+        Args:
+            outputs: of the model; every tensor of it has the points in dimension 0.
+            targets: of the batch.
+            check: whether the batch has not been checked yet.
+
+        Raises:
+            ValueError: the criterion or a metric cannot score this batch; the message has its number and what was seen.
+        """
+        late = self.criterion.check(point_of(outputs, 0), targets, self.batches) if check else None
+        scored = self.criterion.score(outputs, targets)
+        counted = scored.counted
+        weights = None if counted is None and scored.terms == scored.examples else _terms(scored, counted)
+        found = Values(scored.examples, {"loss": _per_example(scored.losses, scored.examples)}, {"loss": weights})
+        found.late = late
+        if scored.of_batch:
+            found.no_spread.add("loss")
+        if "accuracy" in self.names and scored.hits is not None:
+            hits = scored.hits if counted is None else scored.hits.masked_fill(~counted, 0.0)
+            found.rows["accuracy"] = _per_example(hits, scored.examples)
+            found.weights["accuracy"] = weights if scored.hits.shape == scored.losses.shape else None
+        self._add_classes(found, scored, counted)
+        for name, function in self.functions.items():
+            rows, of_batch = losses_of_points(f"metric {name!r}", function, outputs, targets, self.batches)
+            found.rows[name], found.weights[name] = rows, None
+            if of_batch:
+                found.no_spread.add(name)
+        return found
+
+    def _add_classes(self, found: Values, scored: Scored, counted: Tensor | None) -> None:
+        wanted = [n for n in self.names if n != "accuracy"]
+        if not wanted:
+            return
+        if scored.targets is None or scored.predictions is None or scored.hits is None or scored.classes is None:
+            raise ValueError(
+                f"batch {self.batches}: metric {wanted[0]!r} needs class targets, which criterion "
+                f"{self.criterion.name!r} does not have here"
+            )
+        classes, ones = scored.classes, torch.ones_like(scored.losses[0])
+        targets = scored.targets if counted is None else scored.targets.where(counted, classes)
+        predicted = scored.predictions if counted is None else scored.predictions.where(counted, classes)
+        found.class_counts = _by_class(targets, ones, classes)
+        sums = {
+            "class_loss": lambda i: _by_class(targets, scored.losses[i], classes),
+            "class_accuracy": lambda i: _by_class(targets, scored.hits[i], classes),  # type: ignore[index]
+            "prediction_histogram": lambda i: _by_class(predicted[i], ones, classes),
+        }
+        for name in wanted:
+            found.class_sums[name] = torch.stack([sums[name](i) for i in range(len(scored.losses))])
+
+    def add(self, rows: Mapping[str, Tensor], of_all: Values) -> None:
+        """Take in a batch of which every point has been scored.
+
+        Args:
+            rows: the batch's values [P, B].
+            of_all: the rest, with the class sums of all points.
+        """
         for name, values in rows.items():
-            self._means.setdefault(name, Mean(self.points)).add(values, weights[name])
+            self._means.setdefault(name, Mean()).add(values, of_all.weights[name])
         if self.points > 1:
-            self._step.add(np.diff(rows["loss"], axis=0), weights["loss"])
-        self._no_spread |= batch.no_spread
-        for name, sums in batch.class_sums.items():
-            self._class_sums[name] = self._class_sums.get(name, 0.0) + sums
-        if batch.class_counts is not None:
-            self._class_counts = batch.class_counts + (0 if self._class_counts is None else self._class_counts)
-        self.count += batch.examples
+            self._step.add(rows["loss"].diff(dim=0), of_all.weights["loss"])
+        self._no_spread |= of_all.no_spread
+        for name, sums in of_all.class_sums.items():
+            self._class_sums[name] = sums + self._class_sums.get(name, 0)
+        if of_all.class_counts is not None:
+            self._class_counts = of_all.class_counts + (0 if self._class_counts is None else self._class_counts)
+        if of_all.late is not None:
+            self._late.append((self.batches, of_all.late.numbers.clone(), of_all.late))
+        self.count += of_all.examples
         self.batches += 1
+
+    def finish(self) -> None:
+        """All batches are in: look at what nobody waited for.
+
+        Raises:
+            ValueError: a batch could not be scored.
+        """
+        if not self._late:
+            return
+        looked_at = torch.stack([numbers for _, numbers, _ in self._late]).tolist()
+        for (batch, _, late), (failed, low, high) in zip(self._late, looked_at, strict=True):
+            if failed:
+                raise late.error(batch, low, high)
 
     def dataset(self, alphas: Array) -> xr.Dataset:
         """Everything as an xarray.Dataset with dimension `alpha` (and `class`)."""
         variables: dict[str, Any] = {}
+        unknown = np.full(self.points, np.nan)
         for name, mean in self._means.items():
-            variables[name] = ("alpha", mean.value)
-            variables[f"{name}_stderr"] = (
-                "alpha",
-                np.full_like(mean.value, np.nan) if name in self._no_spread else mean.stderr,
-            )
-        first = np.full(1, np.nan)
-        step_stderr = np.full_like(self._step.sum, np.nan) if "loss" in self._no_spread else self._step.stderr
-        variables["loss_step"] = ("alpha", np.concatenate([first, self._step.value]))
-        variables["loss_step_stderr"] = ("alpha", np.concatenate([first, step_stderr]))
+            variables[name] = ("alpha", mean.value if mean.n else unknown)
+            known = mean.n and name not in self._no_spread
+            variables[f"{name}_stderr"] = ("alpha", mean.stderr if known else unknown)
+        known = self._step.n and "loss" not in self._no_spread
+        variables["loss_step"] = ("alpha", np.append(np.nan, self._step.value) if self._step.n else unknown)
+        variables["loss_step_stderr"] = ("alpha", np.append(np.nan, self._step.stderr) if known else unknown)
         coordinates: dict[str, Any] = {"alpha": alphas}
         if "accuracy" in self.names and "accuracy" not in variables:
-            variables["accuracy"] = variables["accuracy_stderr"] = ("alpha", np.full(len(alphas), np.nan))
+            variables["accuracy"] = variables["accuracy_stderr"] = ("alpha", unknown)
         if self._class_sums:
             assert self._class_counts is not None
-            coordinates["class"] = np.arange(len(self._class_counts))
-            for name, sums in self._class_sums.items():
-                histogram = name == "prediction_histogram"
+            counts = self._class_counts.cpu().numpy()
+            coordinates["class"] = np.arange(len(counts))
+            for name, values in self._class_sums.items():
+                sums = values.cpu().numpy()
                 with np.errstate(invalid="ignore", divide="ignore"):
-                    variables[name] = (
-                        ("alpha", "class"),
-                        sums.astype(np.int64) if histogram else sums / self._class_counts,
-                    )
+                    per_class = sums.astype(np.int64) if name == "prediction_histogram" else sums / counts
+                variables[name] = (("alpha", "class"), per_class)
         variables["count"] = ((), np.int64(self.count))
         return xr.Dataset(variables, coords=coordinates)
 
 
 class Batch:
-    """One batch's values, filled in point by point; a point may be filled in again."""
+    """One batch's values, filled in some points at a time; a point may be filled in again."""
 
-    def __init__(self, reducer: Reducer, index: int) -> None:
-        self.index = index
-        self.examples = 0
-        self.no_spread: set[str] = set()
-        self.class_sums: dict[str, Array] = {}
-        self.class_counts: Array | None = None
+    def __init__(self, reducer: Reducer) -> None:
         self._reducer = reducer
-        self._rows: dict[str, Array] = {}
-        self._weights: dict[str, Array | None] = {}
-        self._checked = False
+        self._rows: dict[str, Tensor] = {}  # [P, B]
+        self._class_sums: dict[str, Tensor] = {}  # [P, classes]
+        self._last: Values | None = None
+        self._late: Late | None = None
 
-    def add(self, p: int, outputs: Any, targets: Any) -> None:
-        """Score point p's outputs.
-
-        Raises:
-            ValueError: the criterion or a metric cannot score this batch; the message has its number and what was seen.
-        """
-        reducer = self._reducer
-        if not self._checked:
-            reducer.criterion.check(outputs, targets, self.index)
-            self._checked = True
-        scored = reducer.criterion.score(outputs, targets)
-        self.examples = scored.examples
-        counted = scored.counted
-        weights = None if counted is None and len(scored.losses) == scored.examples else _terms(scored, counted)
-        self._put("loss", p, _per_example(scored.losses, scored.examples), weights)
-        if scored.of_batch:
-            self.no_spread.add("loss")
-        if "accuracy" in reducer.names and scored.hits is not None:
-            hits = scored.hits if counted is None else scored.hits.masked_fill(~counted, 0.0)
-            own = weights if len(scored.hits) == len(scored.losses) else None
-            self._put("accuracy", p, _per_example(hits, scored.examples), own)
-        self._classes(p, scored, counted)
-        for name, function in reducer.functions.items():
-            values, of_batch = example_losses(f"metric {name!r}", function, outputs, targets, self.index)
-            self._put(name, p, values, None)
-            if of_batch:
-                self.no_spread.add(name)
+    def put(self, start: int, values: Values) -> None:
+        """Fill in points start, start + 1, ...; `values` may be overwritten afterwards."""
+        for mine, theirs in ((self._rows, values.rows), (self._class_sums, values.class_sums)):
+            for name, rows in theirs.items():
+                if name not in mine:
+                    mine[name] = rows.new_full((self._reducer.points, rows.shape[1]), float("nan"))
+                mine[name][start : start + len(rows)] = rows
+        self._last, self._late = values, values.late or self._late
 
     def close(self) -> None:
         """All points are in: add them to the sums."""
-        self._reducer._close(self._rows, self._weights, self)
+        assert self._last is not None
+        self._reducer.add(self._rows, replace(self._last, class_sums=self._class_sums, late=self._late))
 
-    def _put(self, name: str, p: int, values: Tensor, weights: Array | None) -> None:
-        if name not in self._rows:
-            self._rows[name] = np.full((self._reducer.points, len(values)), np.nan)
-        self._rows[name][p] = values.detach().cpu().numpy()
-        self._weights[name] = weights
 
-    def _classes(self, p: int, scored: Scored, counted: Tensor | None) -> None:
-        wanted = [n for n in self._reducer.names if n != "accuracy"]
-        if not wanted:
-            return
-        if scored.targets is None or scored.predictions is None or scored.hits is None or scored.classes is None:
-            raise ValueError(
-                f"batch {self.index}: metric {wanted[0]!r} needs class targets, which criterion "
-                f"{self._reducer.criterion.name!r} does not have here"
-            )
-        keep = slice(None) if counted is None else counted
-        targets, predictions = scored.targets[keep].cpu().numpy(), scored.predictions[keep].cpu().numpy()
-        classes = scored.classes
-        self.class_counts = np.bincount(targets, minlength=classes).astype(np.float64)
-        values = {
-            "class_loss": lambda: np.bincount(targets, scored.losses[keep].cpu().numpy(), classes),
-            "class_accuracy": lambda: np.bincount(targets, scored.hits[keep].cpu().numpy(), classes),  # type: ignore[index]
-            "prediction_histogram": lambda: np.bincount(predictions, minlength=classes),
-        }
-        for name in wanted:
-            sums = self.class_sums.setdefault(name, np.zeros((self._reducer.points, classes)))
-            sums[p] = values[name]()
+def _by_class(index: Tensor, values: Tensor, classes: int) -> Tensor:
+    """The sums of `values` by class, in a fixed order; index `classes` is for what does not count."""
+    return values.new_zeros(classes + 1).index_put_((index,), values, accumulate=True)[:classes]
 
 
 def _per_example(terms: Tensor, examples: int) -> Tensor:
-    return terms if len(terms) == examples else terms.reshape(examples, -1).sum(1)
+    """[A, B * terms] as sums [A, B]."""
+    return terms if terms.shape[1] == examples else row_sums(terms.reshape(len(terms), examples, -1))
 
 
-def _terms(scored: Scored, counted: Tensor | None) -> Array:
-    """How many terms of each example count [B]."""
+def _terms(scored: Scored, counted: Tensor | None) -> Tensor:
+    """How many terms of each example count, [B] float64."""
     if counted is None:
-        return np.full(scored.examples, len(scored.losses) / scored.examples)
-    return counted.reshape(scored.examples, -1).sum(1).double().cpu().numpy()
+        return scored.losses.new_full((scored.examples,), scored.terms / max(scored.examples, 1))
+    return counted.reshape(scored.examples, -1).sum(1).double()

@@ -22,17 +22,25 @@ from mli_fast.checkpoints import Anchors, Source, gather
 from mli_fast.criteria import criterion as criterion_of
 from mli_fast.engine import Work, run
 from mli_fast.engine.batches import Forward, checked_loader, checked_pair, cut, default_forward, is_pair
-from mli_fast.engine.guard import random_state_kept
+from mli_fast.engine.feeding import resident
+from mli_fast.engine.guard import on, random_state_kept
 from mli_fast.engine.network import Network
 from mli_fast.engine.points import Points
-from mli_fast.engine.rows import rows_per_pass
-from mli_fast.ops.backend import requested, require
+from mli_fast.engine.rows import bytes_per_example, rows_per_pass
+from mli_fast.ops.backend import requested, require, triton_version
+from mli_fast.ops.dispatch import KERNELS
 from mli_fast.paths import Line
 from mli_fast.reducers import Reducer, check_metrics
 from mli_fast.result import SweepResult
 
-PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
-LATER_PRECISIONS = ("tf32", "fp16")
+PRECISIONS = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+GPU_PRECISIONS = ("tf32", "fp16")
 
 
 class NonFiniteWarning(UserWarning, RuntimeWarning):
@@ -79,12 +87,16 @@ def sweep(
         batch_norm: running statistics "interpolate" as the parameters do, or are those of the "start" or the "end".
         calibration: for policies of a later version.
         schedule: None; schedules come with a later version.
-        precision: None (the parameters' own), "fp64", "fp32" or "bf16" (operands rounded to bfloat16, sums in float32).
+        precision: None (the parameters' own), "fp64", "fp32", "bf16" (operands rounded to bfloat16, sums in float32);
+            on a GPU also "fp16", likewise, and "tf32" (float32 whose products round their operands to TF32). Elsewhere
+            float32 is float32: PyTorch's TF32 switches are set for the call and put back.
         device: where to work; None: where the model is.
-        backend: "auto", "reference" (plain PyTorch), "native" (the compiled kernels).
+        backend: "auto" (the kernels that were measured to win on such a device, see `mli_fast.backends`), "reference"
+            (plain PyTorch), "native" (the compiled kernels), "triton" (on a GPU).
         forward: (model, batch) -> (outputs, targets), for any other layout of a batch.
         chunk: the number of points per pass of the vmap engine, or "auto".
-        compile: True runs the vmapped network through torch.compile; "auto" and False do not on the CPU.
+        compile: True runs the vmapped network through torch.compile. On a GPU "auto" records passes as CUDA graphs
+            where launching them is what takes the time, which a pass of the sweep itself shows. False does neither.
         progress: True, False, or None: a bar if the standard error is a terminal.
 
     Returns:
@@ -103,26 +115,40 @@ def sweep(
         ((5,), 7)
     """
     line = Line(alphas)
-    dtype = _checked_options(schedule, precision, backend, chunk, compile)
+    dtype = _checked_options(schedule, precision, chunk, compile)
+    tf32 = precision == "tf32"
     batch_norms.check(batch_norm, calibration)
     scored = criterion_of(criterion)
     names, functions = check_metrics(metrics)
     place = _device(model, device)
+    _check_precision(precision, place)
+    require(backend, place)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: the sweep compiles for itself
     started = time.perf_counter()
-    with random_state_kept(), torch.inference_mode(False), torch.no_grad(), requested(backend) as choice, reused():
+    with (
+        random_state_kept(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        on(place, tf32),
+        requested(backend, tf32) as choice,
+        reused(),
+    ):
         pair = checked_pair(loader) if is_pair(loader) else None
         anchors = gather(model, (theta_0, theta_T))
         _warn(anchors)
-        coefficients = torch.from_numpy(line.coefficients())
+        coefficients = torch.from_numpy(line.coefficients()).to(place)
         held = {
             n: c for n, c in batch_norms.coefficients(model, batch_norm, coefficients).items() if n in anchors.values
         }
         points = Points(_placed(anchors, dtype, place), coefficients, held, dtype)
         network = Network(model, forward or default_forward, dtype, place)
         reducer = Reducer(scored, names, functions, len(line.alphas))
-        work = Work(network, points, reducer, line.alphas, place, chunk, compile is True)
-        rows = None if pair is None else rows_per_pass(network, points, pair)
+        work = Work(network, points, reducer, line.alphas, place, chunk, compile)
+        rows = None
+        if pair is not None:
+            pair = resident(pair, place)
+            work.example_bytes = bytes_per_example(network, points, pair)
+            rows = rows_per_pass(work.example_bytes, place)
         batches = checked_loader(loader) if pair is None or rows is None else cut(pair, rows)
         run(work, batches, sys.stderr.isatty() if progress is None else progress)
     dataset = reducer.dataset(line.alphas)
@@ -154,11 +180,13 @@ def _how_it_ran(work: Work, kernels: set[str]) -> dict[str, Any]:
         "engine": plan.engine,
         "engine_reason": plan.reason,
         "compiled": plan.compiled,
+        "cuda_graphs": work.passes.recording if work.passes is not None else "off",
         "chunk": plan.chunk if plan.engine == "vmap" else 1,
-        "backend": "native" if any(k.endswith(":native") for k in kernels) else "reference",
+        "backend": _backend_of(kernels),
         "kernels": sorted(kernels),
         "instruction_set": native.isa(),
         "device": str(work.device),
+        "device_name": torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "points": work.points.count,
         "examples": work.reducer.count,
@@ -166,27 +194,31 @@ def _how_it_ran(work: Work, kernels: set[str]) -> dict[str, Any]:
         "versions": {
             "mli_fast": version.VERSION,
             "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "triton": triton_version(),
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
     }
 
 
-def _checked_options(schedule: Any, precision: Any, backend: str, chunk: Any, compile: Any) -> torch.dtype | None:
+def _backend_of(kernels: set[str]) -> str:
+    """The names of the backends whose kernels ran; "reference" where it was PyTorch's own operations alone."""
+    backend = {k.name: k.backend for k in KERNELS}
+    names = {backend[k.split(":")[1]] for k in kernels if k.split(":")[1] in backend}
+    return " and ".join(sorted(names)) or "reference"
+
+
+def _checked_options(schedule: Any, precision: Any, chunk: Any, compile: Any) -> torch.dtype | None:
     """Raise for options that do not fit; the compute dtype, None for the parameters' own."""
     if schedule is not None:
         raise ValueError("schedule comes with a later version of mli_fast; this one moves every parameter linearly")
-    if precision in LATER_PRECISIONS:
-        raise ValueError(
-            f"precision={precision!r} needs a GPU; on the CPU there are {', '.join(map(repr, PRECISIONS))}"
-        )
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is not one of None, {', '.join(map(repr, PRECISIONS))}")
     if chunk != "auto" and (isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)) or chunk < 1):
         raise ValueError(f"chunk={chunk!r}: expected 'auto' or a number of points, at least 1")
     if compile not in ("auto", True, False):
         raise ValueError(f"compile={compile!r}: expected 'auto', True or False")
-    require(backend)
     return None if precision is None else PRECISIONS[precision]
 
 
@@ -202,14 +234,26 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
     return torch.device("cpu") if first is None or first.device.type == "meta" else first.device
 
 
+def _check_precision(precision: str | None, device: torch.device) -> None:
+    if precision in GPU_PRECISIONS and device.type != "cuda":
+        here = ", ".join(repr(p) for p in PRECISIONS if p not in GPU_PRECISIONS)
+        raise ValueError(f"precision={precision!r} needs a GPU; on {device} there are {here}")
+
+
 def _placed(anchors: Anchors, dtype: torch.dtype | None, device: torch.device) -> dict[str, tuple[Tensor, ...]]:
-    """The anchors on the device; in float64 where the work is, and constants in the compute dtype."""
+    """The anchors on the device; in float64 where the work is, and constants in the compute dtype.
+
+    On a GPU a parameter's anchors lie in one block, so that kernels take one address for all of them.
+    """
 
     def place(tensor: Tensor, constant: bool) -> Tensor:
         wanted = dtype if tensor.is_floating_point() and (constant or dtype == torch.float64) else None
         return tensor.to(device=device, dtype=wanted)
 
-    return {name: tuple(place(t, len(group) == 1) for t in group) for name, group in anchors.values.items()}
+    placed = {name: tuple(place(t, len(group) == 1) for t in group) for name, group in anchors.values.items()}
+    if device.type == "cuda":
+        return {name: torch.stack(group).unbind() if len(group) > 1 else group for name, group in placed.items()}
+    return placed
 
 
 def _warn(anchors: Anchors) -> None:

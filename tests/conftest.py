@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 from hypothesis import settings
+
+# Triton decides when a kernel is defined whether it is compiled or interpreted: without a GPU the tests interpret.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples on every run, so that a red run is a change of ours; `--hypothesis-profile=explore` looks further.
 settings.register_profile("default", deadline=None, max_examples=40, derandomize=True, print_blob=True)

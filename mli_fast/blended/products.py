@@ -16,6 +16,7 @@ from mli_fast.ops import conv, embedding, linear
 from mli_fast.ops.blend.reference import ONE
 from mli_fast.ops.combine import combine_at
 from mli_fast.ops.epilogue import Epilogue
+from mli_fast.ops.linear.chain import Layer, chain_at, chains, takes_all_points
 
 ONE_OWNER = 2  # what sys.getrefcount says of an attribute that nobody else holds: the attribute, and the call itself
 
@@ -86,25 +87,16 @@ class LinearProduct(Product):
         """The value with what follows, of this layer and of those before it that nobody else looks at."""
         before = self.before()
         first: LinearProduct = before[0].product if before else self
-        layers = [
-            linear.Layer(p.product.weight.anchors, p.product.weight.coefficients, p.checked_epilogue()) for p in before
-        ]
-        layers.append(linear.Layer(self.weight.anchors, self.weight.coefficients, epilogue))
+        layers = [Layer(p.product.weight.anchors, p.product.weight.coefficients, p.checked_epilogue()) for p in before]
+        layers.append(Layer(self.weight.anchors, self.weight.coefficients, epilogue))
         products = first.shared_products()
         source = resolved(first.x) if products is None else None
         if len(layers) > 1:
-            value = linear.chain_at(source, products, layers)
-            if value is not None:
-                return value
-        for layer in layers:
-            if products is not None:
-                source = combine_at(products, layer.coefficients, layer.epilogue, -1, self.dtype)
-            else:
-                assert source is not None
-                source = linear.linear_at(source, layer.weights, layer.coefficients, layer.epilogue)
-            products = None
+            return chain_at(source, products, layers, self.dtype)
+        if products is not None:
+            return combine_at(products, self.weight.coefficients, epilogue, -1, self.dtype)
         assert source is not None
-        return source
+        return linear.linear_at(source, self.weight.anchors, self.weight.coefficients, epilogue)
 
     def before(self) -> list[Pending]:
         """The layers that are computed together with this one, from the first on."""
@@ -114,7 +106,7 @@ class LinearProduct(Product):
         while isinstance(product.x, Pending):
             weights.append(product.weight.anchors[0])
             taken = product.x.value is not None or sys.getrefcount(product.x) > ONE_OWNER
-            if taken or not linear.chains(weights, product.x.dtype):
+            if taken or not chains(weights, product.x.dtype):
                 break
             found.insert(0, product.x)
             product = product.x.product
@@ -206,6 +198,6 @@ def layers_together(x: Tensor) -> int:
     if not isinstance(x, Pending) or x.value is not None or not isinstance(x.product, LinearProduct):
         return 0
     before = x.product.before()
-    if not before or not isinstance(before[0].product.x, Shared) or not linear.chain_serves(x.product.weight.anchors):
+    if not before or not isinstance(before[0].product.x, Shared) or not takes_all_points(x.product.weight.anchors):
         return 0
     return len(before) + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,9 @@ def checked_pair(loader: Any) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def cut(pair: tuple[Tensor, Tensor], rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of `rows` examples, the last one with what is left."""
-    for start in range(0, len(pair[0]), rows):
-        yield pair[0][start : start + rows], pair[1][start : start + rows]
+def cut(pair: tuple[Tensor, Tensor], rows: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches of `rows` examples, the last one with what is left; views."""
+    return list(zip(pair[0].split(rows), pair[1].split(rows), strict=True))
 
 
 def checked_loader(loader: Any) -> Iterable[Any]:

@@ -6,6 +6,7 @@ import contextlib
 import random
 import warnings
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +15,92 @@ import torch
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
     """Put PyTorch's, NumPy's and Python's global random states back at the end."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    states = Noise(), np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         yield
     finally:
-        torch.set_rng_state(states[0])
+        states[0].again()
         np.random.set_state(states[1])  # noqa: NPY002
         random.setstate(states[2])
+
+
+class Noise:
+    """PyTorch's random states as they are now, on the CPU and on every GPU in use."""
+
+    def __init__(self) -> None:
+        self._cpu = torch.get_rng_state()
+        self._gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def unchanged(self) -> bool:
+        """Whether nothing was drawn since."""
+        now = Noise()
+        pairs = zip((self._cpu, *self._gpus), (now._cpu, *now._gpus), strict=False)
+        return all(torch.equal(before, after) for before, after in pairs)
+
+    def again(self) -> None:
+        """Put them back: what is drawn next is what was drawn next then."""
+        torch.set_rng_state(self._cpu)
+        if self._gpus:
+            torch.cuda.set_rng_state_all(self._gpus)
+
+
+@contextlib.contextmanager
+def on(device: torch.device, tf32: bool) -> Iterator[None]:
+    """Work on this device: on a GPU, with the switches of `arithmetic` and as the current one."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device), arithmetic(tf32):
+        yield
+
+
+class _Flag(NamedTuple):
+    """One of PyTorch's switches: its holder and name, and what it is during a sweep."""
+
+    holder: Any
+    name: str
+    wanted: Any
+
+
+@contextlib.contextmanager
+def arithmetic(tf32: bool) -> Iterator[None]:
+    """Within the block a GPU's products of float32 are what the sweep says, sums are float32, algorithms fixed.
+
+    PyTorch has an older and a newer name for the TF32 switches, and refuses to read the older ones where only the
+    newer were set; so both are set, and both put back.
+
+    Args:
+        tf32: whether products of float32 round their operands to TF32.
+    """
+    matmul, cudnn, precision = torch.backends.cuda.matmul, torch.backends.cudnn, "tf32" if tf32 else "ieee"
+    flags = [
+        _Flag(matmul, "allow_tf32", tf32),
+        _Flag(cudnn, "allow_tf32", tf32),
+        _Flag(matmul, "fp32_precision", precision),
+        _Flag(cudnn.conv, "fp32_precision", precision),  # type: ignore[attr-defined]
+        _Flag(cudnn.rnn, "fp32_precision", precision),
+        _Flag(matmul, "allow_bf16_reduced_precision_reduction", False),
+        _Flag(matmul, "allow_fp16_reduced_precision_reduction", False),
+        _Flag(cudnn, "benchmark", False),  # its winner may change from one process to the next
+        _Flag(cudnn, "deterministic", True),
+    ]
+    before: list[_Flag] = []
+    medium = False
+    with contextlib.suppress(RuntimeError):
+        medium = torch.get_float32_matmul_precision() == "medium"  # the one state that the flags do not hold
+    for flag in flags:
+        with contextlib.suppress(RuntimeError):  # an older name that PyTorch refuses to read
+            before.append(flag._replace(wanted=getattr(flag.holder, flag.name)))
+    try:
+        for flag in flags:
+            setattr(flag.holder, flag.name, flag.wanted)
+        yield
+    finally:
+        if medium:
+            torch.set_float32_matmul_precision("medium")
+        for flag in before:
+            if not (medium and flag.holder is matmul and flag.name == "allow_tf32"):
+                setattr(flag.holder, flag.name, flag.wanted)
 
 
 @contextlib.contextmanager

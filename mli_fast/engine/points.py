@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mli_fast.blended import BlendedTensor
 from mli_fast.ops.blend import blend
+from mli_fast.ops.blend.many import Blender
 
 KEPT_OBJECTS = 50_000  # small vectors of all points are kept while they are no more tensors than this
 VALUES_AHEAD = 2**22  # numbers of vectors that are blended ahead for the points to come
@@ -19,8 +20,8 @@ class Points:
 
     Args:
         anchors: name -> R tensors, or one where all anchors agree; on the device of the work.
-        coefficients: float64 [P, R] for every name that `others` does not list.
-        others: name -> float64 [P, R].
+        coefficients: float64 [P, R] for every name that `others` does not list, on the device of the anchors.
+        others: name -> float64 [P, R], likewise.
         dtype: the compute dtype of floating values, None for each its own.
     """
 
@@ -33,7 +34,7 @@ class Points:
     ) -> None:
         self.anchors = anchors
         self.count = len(coefficients)
-        self._one = torch.ones(1, dtype=torch.float64)
+        self._one = torch.ones(1, dtype=torch.float64)  # on the CPU: known without asking a GPU
         self._groups: list[Tensor] = [coefficients]
         self._group: dict[str, int] = {}
         for name, own in others.items():
@@ -49,6 +50,7 @@ class Points:
         self._packed = self._pack(vectors)
         self._keep = self.count * len(vectors) <= KEPT_OBJECTS
         self._kept: dict[int, dict[str, BlendedTensor]] = {}
+        self._blenders: list[tuple[list[str], int | None, Blender]] | None = None
 
     @property
     def matrices(self) -> int:
@@ -61,25 +63,56 @@ class Points:
 
     def deferred(self, p: int) -> dict[str, Tensor]:
         """The values at point p, not computed yet but for the vectors, which one blend computes together."""
+        return self._values([g[p] for g in self._groups], self._vectors_at(p))
+
+    def deferred_with(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+        """`deferred` at coefficients [R] for each group of names, wherever they come from."""
+        vectors: dict[str, BlendedTensor] = {}
+        for group, packed in self._packed:
+            vectors.update(packed.with_row(rows[group]))
+        return self._values(rows, vectors)
+
+    def _values(self, rows: Sequence[Tensor], vectors: Mapping[str, BlendedTensor]) -> dict[str, Tensor]:
         values: dict[str, Tensor] = dict(self._constants)
         for name in self._matrices:
-            values[name] = self._blended(name, self._row(name, p))
-        values.update(self._vectors_at(p))
+            values[name] = self._blended(name, rows[self._group.get(name, 0)])
+        values.update(vectors)
         return values
 
     def computed(self, p: int) -> dict[str, Tensor]:
-        """The values at point p in memory of their own."""
-        values = {}
+        """The values at point p, in memory that the next point's are written to."""
+        return self.computed_with([g[p] for g in self._groups])
+
+    def computed_with(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+        """`computed` at coefficients [R] for each group of names, wherever they come from."""
+        if self._blenders is None:
+            self._blenders = self._alike()
+        values: dict[str, Tensor] = {}
+        for names, group, blender in self._blenders:
+            row = self._one if group is None else rows[group]
+            values.update(zip(names, blender(row), strict=True))
         for name, anchors in self.anchors.items():
-            if len(anchors) > 1:
-                values[name] = blend(anchors, self._row(name, p)[None], self.dtype_of(anchors[0]))[0]
-            else:
+            if name not in values:
                 values[name] = anchors[0].to(self.dtype_of(anchors[0]), copy=True)
         return values
 
+    def _alike(self) -> list[tuple[list[str], int | None, Blender]]:
+        """Names whose values one call can compute, with their group of coefficients (None: constant)."""
+        alike: dict[tuple[int | None, torch.dtype, torch.dtype], list[str]] = {}
+        for name, anchors in self.anchors.items():
+            first = anchors[0]
+            if len(anchors) > 1 or first.is_floating_point():
+                group = self._group.get(name, 0) if len(anchors) > 1 else None
+                alike.setdefault((group, first.dtype, self.dtype_of(first)), []).append(name)
+        return [
+            (names, group, Blender([self.anchors[n] for n in names], dtype))
+            for (group, _, dtype), names in alike.items()
+        ]
+
     def groups(self, start: int, stop: int) -> list[Tensor]:
         """The coefficients [A, R] of points start..stop-1, a tensor for each group of names, the constants' last."""
-        return [*(g[start:stop] for g in self._groups), torch.ones(stop - start, 1, dtype=torch.float64)]
+        ones = torch.ones(stop - start, 1, dtype=torch.float64, device=self._groups[0].device)
+        return [*(g[start:stop] for g in self._groups), ones]
 
     def batched(self, coefficients: Sequence[Tensor]) -> dict[str, Tensor]:
         """The values under vmap over the coefficients [R] of every group.
@@ -95,18 +128,15 @@ class Points:
             values[name] = self._blended(name, coefficients[self._group.get(name, 0)])
         return values
 
-    def _pack(self, names: Sequence[str]) -> list[Vectors]:
+    def _pack(self, names: Sequence[str]) -> list[tuple[int, Vectors]]:
         alike: dict[tuple[int, torch.dtype, torch.dtype], list[str]] = {}
         for name in names:
             first = self.anchors[name][0]
             alike.setdefault((self._group.get(name, 0), first.dtype, self.dtype_of(first)), []).append(name)
         return [
-            Vectors({n: self.anchors[n] for n in chosen}, self._groups[group], dtype)
+            (group, Vectors({n: self.anchors[n] for n in chosen}, self._groups[group], dtype))
             for (group, _, dtype), chosen in alike.items()
         ]
-
-    def _row(self, name: str, p: int) -> Tensor:
-        return self._groups[self._group.get(name, 0)][p]
 
     def _blended(self, name: str, coefficients: Tensor) -> BlendedTensor:
         anchors = self.anchors[name]
@@ -118,7 +148,7 @@ class Points:
     def _vectors_at(self, p: int) -> dict[str, BlendedTensor]:
         if p not in self._kept:
             vectors = {}
-            for packed in self._packed:
+            for _, packed in self._packed:
                 vectors.update(packed.at(p))
             if not self._keep:
                 return vectors
@@ -148,9 +178,14 @@ class Vectors:
         if not self._first <= p < self._first + len(self._values):
             self._first = p - p % self._points
             self._values = blend(self._flat, self._coefficients[self._first : self._first + self._points], self._dtype)
-        parts = self._values[p - self._first].split(self._sizes)
-        row = self._coefficients[p]
+        return self._split(self._values[p - self._first], self._coefficients[p])
+
+    def with_row(self, row: Tensor) -> dict[str, BlendedTensor]:
+        """The values at coefficients [R]."""
+        return self._split(blend(self._flat, row[None], self._dtype)[0], row)
+
+    def _split(self, values: Tensor, row: Tensor) -> dict[str, BlendedTensor]:
         return {
             name: BlendedTensor.make(a, row, self._dtype, value=part.view(a[0].shape))
-            for (name, a), part in zip(self._anchors.items(), parts, strict=True)
+            for (name, a), part in zip(self._anchors.items(), values.split(self._sizes), strict=True)
         }

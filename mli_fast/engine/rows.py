@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mli_fast.engine.evaluators import LoopEngine
 from mli_fast.engine.network import Network
-from mli_fast.engine.plan import ACTIVATION_BYTES
+from mli_fast.engine.plan import limits
 from mli_fast.engine.points import Points
 
 PROBED = 4  # examples that are run to see how wide the activations get
-LEAST, MOST = 32, 4096
+LEAST = 32
 
 
-def rows_per_pass(network: Network, points: Points, pair: tuple[Tensor, Tensor]) -> int:
-    """As many rows as keep the widest output of any layer within `ACTIVATION_BYTES`.
+def bytes_per_example(network: Network, points: Points, pair: tuple[Tensor, Tensor]) -> int | None:
+    """The widest output of any layer for one example and one point; None where the model does not run as it is.
 
     It depends on the model and the data alone, not on the points: a point's value must not depend on the others.
     """
@@ -34,8 +35,19 @@ def rows_per_pass(network: Network, points: Points, pair: tuple[Tensor, Tensor])
         for _ in LoopEngine(network, points).evaluate(batch, 0, 1):
             pass
     except Exception:  # noqa: BLE001 - what is wrong is reported when the first batch is run
-        return LEAST
+        return None
     finally:
         for hook in hooks:
             hook.remove()
-    return max(LEAST, min(MOST, ACTIVATION_BYTES // widest))
+    return widest
+
+
+def rows_per_pass(widest: int | None, device: torch.device) -> int:
+    """As many rows as keep a pass within the limits of the device.
+
+    Args:
+        widest: what `bytes_per_example` gives.
+        device: where the passes run.
+    """
+    limit = limits(device)
+    return LEAST if widest is None else max(LEAST, min(limit.most_rows, limit.activation_bytes // widest))

@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
-from mli_fast.blended.memo import mapped, tensors_in
-from mli_fast.engine.evaluators import LoopEngine, VmapEngine, engine_of
+from mli_fast.blended.memo import tensors_in
+from mli_fast.engine.evaluators import engine_of
+from mli_fast.engine.feeding import fed
+from mli_fast.engine.graphs import CudaRecorder
 from mli_fast.engine.guard import noting
 from mli_fast.engine.network import Network
+from mli_fast.engine.passes import Passes
 from mli_fast.engine.plan import Plan, another_plan, choose
 from mli_fast.engine.points import Points
-from mli_fast.reducers import Batch, Reducer
+from mli_fast.reducers import Batch, Reducer, Values
 
 
 @dataclass
@@ -31,25 +33,26 @@ class Work:
     alphas: NDArray[Any]  # [P], for messages
     device: torch.device
     chunk: int | str = "auto"
-    compile: bool = False
+    compile: bool | str = "auto"
+    example_bytes: int | None = None  # the widest activation of one example at one point, where that is known
     plan: Plan | None = None
-    engine: LoopEngine | VmapEngine | None = None
+    passes: Passes | None = None
 
 
 def run(work: Work, batches: Iterable[Any], progress: bool) -> None:
     """Evaluate every batch at every point.
 
     Raises:
-        ValueError: no batches.
+        ValueError: no batches, or one that cannot be scored.
         Exception: what the model, the loader or a metric raises, with a note of the batch and the points.
     """
+    length = _length(batches)
     # tqdm starts a thread of its own even where it shows nothing
-    with tqdm(total=_length(batches), unit=" batches", desc="mli_fast") if progress else nullcontext() as bar:
-        for index, batch in enumerate(_noted(batches)):
-            batch = mapped(lambda x: x.to(work.device) if isinstance(x, Tensor) else x, batch)
+    with tqdm(total=length, unit=" batches", desc="mli_fast") if progress else nullcontext() as bar:
+        for index, batch in enumerate(fed(_noted(batches), work.device)):
             if work.plan is None:
                 work.plan = _plan(work, batch)
-            _evaluate(work, batch, index)
+            _evaluate(work, batch, index, 0 if length is None else length - index - 1)
             if bar is not None:
                 seconds = max(bar.format_dict["elapsed"], 1e-9)
                 speed = work.points.count * work.reducer.count / seconds
@@ -57,6 +60,7 @@ def run(work: Work, batches: Iterable[Any], progress: bool) -> None:
                 bar.update()
     if work.reducer.batches == 0:
         raise ValueError("the loader is empty: there is nothing to evaluate")
+    work.reducer.finish()
 
 
 def _length(batches: Iterable[Any]) -> int | None:
@@ -84,51 +88,58 @@ def _plan(work: Work, batch: Any) -> Plan:
     rows = max((len(t) for t in tensors_in(batch) if t.ndim), default=1)
     shapes = [a[0].shape for a in work.points.anchors.values()]
     weights = sum(s.numel() for s in shapes)
-    widest = max((s[0] for s in shapes if len(s)), default=1)
-    return choose(rows * weights, 4 * rows * widest, work.points.count, work.chunk, work.compile)
+    widest = max((4 * s[0] for s in shapes if len(s)), default=4)
+    if work.device.type == "cuda" and work.example_bytes is not None:
+        widest = work.example_bytes
+    compiled = work.compile is True
+    return choose(rows * weights, rows * widest, work.points.count, work.chunk, compiled, work.device)
 
 
-def _evaluate(work: Work, batch: Any, index: int) -> None:
+def _evaluate(work: Work, batch: Any, index: int, batches_left: int) -> None:
     """One batch at all points; again from its first point where the way it was done does not work for this model."""
     while True:
-        scores = work.reducer.batch()
+        scores = Batch(work.reducer)
         try:
-            _pass(work, batch, index, scores)
+            _pass(work, batch, index, batches_left, scores)
         except Exception as error:
             assert work.plan is not None
-            other = another_plan(work.plan, error, batch, index)
+            other = another_plan(work.plan, error, batch, index, work.device)
             if other is None:
                 raise
-            work.plan, work.engine = other, None
-            continue
-        scores.close()
-        return
+            work.plan, work.passes = other, None
+        else:
+            scores.close()
+            return
+        if work.device.type == "cuda":
+            torch.cuda.empty_cache()  # of what did not fit; out here, where the error no longer holds on to it
 
 
-def _pass(work: Work, batch: Any, index: int, scores: Batch) -> None:
+def _pass(work: Work, batch: Any, index: int, batches_left: int, scores: Batch) -> None:
     plan, count = work.plan, work.points.count
     assert plan is not None
-    if work.engine is None:
-        work.engine = engine_of(plan, work.network, work.points)
+    if work.passes is None:
+        engine = engine_of(plan, work.network, work.points, work.reducer.takes_last_product)
+        recorded = work.device.type == "cuda" and work.compile == "auto"
+        recorder = CudaRecorder(work.device) if recorded else None
+        work.passes = Passes(engine, work.points, work.reducer.values, recorder)
+    work.passes.batches_left = batches_left
     chunk = plan.chunk if plan.engine == "vmap" else count
     for start in range(0, count, chunk):
-        _chunk(work, batch, index, scores, start, min(start + chunk, count))
+        _chunk(work, index, scores, work.passes.over(batch, start, min(start + chunk, count)), start)
 
 
-def _chunk(work: Work, batch: Any, index: int, scores: Batch, start: int, stop: int) -> None:
-    assert work.engine is not None
-    assert work.plan is not None
-    at = start
+def _chunk(work: Work, index: int, scores: Batch, found: Iterator[tuple[int, Values]], start: int) -> None:
+    plan, count = work.plan, work.points.count
+    assert plan is not None
+    first, last = start, min(start + plan.chunk, count) - 1 if plan.engine == "vmap" else start
     try:
-        for p, outputs, targets in work.engine.evaluate(batch, start, stop):
-            at = p
-            scores.add(p, outputs, targets)
-            at = min(p + 1, stop - 1)
+        for p, values in found:
+            scores.put(p, values)
+            if plan.engine == "loop":
+                first = last = min(p + 1, count - 1)
     except Exception as error:
-        first, last = (start, stop - 1) if work.plan.engine == "vmap" else (at, at)
         alphas = f"{work.alphas[first]:g}" if first == last else f"{work.alphas[first]:g} to {work.alphas[last]:g}"
         error.add_note(
-            f"mli_fast: in batch {index}, points {first}..{last} of {work.points.count} (alpha {alphas}), "
-            f"engine {work.plan.engine!r}"
+            f"mli_fast: in batch {index}, points {first}..{last} of {count} (alpha {alphas}), engine {plan.engine!r}"
         )
         raise

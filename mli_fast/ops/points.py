@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +13,11 @@ from torch import Tensor
 def as_operator() -> bool:
     """Whether a call has to be a PyTorch operator: under vmap or torch.compile. Eager, that would cost 60 us a call."""
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def asynchronous(tensor: Tensor) -> bool:
+    """Whether to look at the tensor's values is to wait for a GPU."""
+    return tensor.is_cuda
 
 
 def per_point(tensor: Any, dim: int | None, size: int) -> Any:
@@ -25,6 +31,18 @@ def per_point(tensor: Any, dim: int | None, size: int) -> Any:
     if tensor is None:
         return None
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def placed(coefficients: Tensor, device: torch.device) -> Tensor:
+    """Coefficients on `device`, contiguous; those of constants, the only ones elsewhere, are sent there once."""
+    if coefficients.device == device:
+        return coefficients.contiguous()
+    return _sent(tuple(coefficients.shape), tuple(coefficients.flatten().tolist()), device)
+
+
+@lru_cache(maxsize=256)
+def _sent(shape: tuple[int, ...], values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device).reshape(shape)
 
 
 def aligned(tensor: Tensor) -> Tensor:

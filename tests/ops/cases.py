@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 from mli_fast import native
+from mli_fast.ops.backend import usable
 
 ROUTES = ("point", "vmap-own", "vmap-shared")
 needs_native = pytest.mark.skipif(native.module() is None, reason="no compiled kernels here")
-BACKENDS = ("reference", pytest.param("native", marks=needs_native))
+needs_triton = pytest.mark.skipif(not usable("triton", "cpu"), reason="Triton is not interpreted here")
+BACKENDS = (
+    "reference",
+    pytest.param("native", marks=needs_native),
+    pytest.param("triton", marks=needs_triton),  # by its interpreter
+)
 
 
 def generator(*seeds: int) -> torch.Generator:

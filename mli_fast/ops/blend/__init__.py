@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from mli_fast import native
-from mli_fast.ops.backend import native_serves
 from mli_fast.ops.blend import reference
-from mli_fast.ops.points import as_operator
+from mli_fast.ops.dispatch import choose
+from mli_fast.ops.points import as_operator, placed
 
 
 def blend(
     anchors: Sequence[Tensor],  # R x [*shape]
     coefficients: Tensor,  # [P, R] float64
     dtype: torch.dtype,
+    scale: Tensor | None = None,  # [P, shape[0]]
 ) -> Tensor:  # [P, *shape]
     """Blend R anchors at P points; a coefficient of exactly 0 leaves its anchor out.
 
@@ -24,13 +25,27 @@ def blend(
         anchors: R tensors of one shape.
         coefficients: float64 [P, R].
         dtype: the result's dtype; the sum is taken in float32, or float64 for float64 anchors or results.
+        scale: factors along dimension 0, applied before rounding: how a batch norm is folded into a convolution.
     """
-    if dtype == torch.float32 and all(a.is_contiguous() for a in anchors) and native_serves("blend", *anchors):
+    on_gpu = anchors[0].is_cuda
+
+    def fits(kernel: str) -> bool:
+        plain = scale is None and dtype == torch.float32
+        return all(a.is_contiguous() for a in anchors) and (kernel != "native" or on_gpu or plain)
+
+    kernel = choose("blend", (*anchors, scale), fits=fits)
+    if kernel == "triton":
+        from mli_fast.ops.blend import triton as kernels
+
+        return kernels.blend(anchors, placed(coefficients, anchors[0].device), dtype, scale)
+    if kernel == "native" and on_gpu:
+        return native.cuda.blend(anchors, placed(coefficients, anchors[0].device), dtype, scale)
+    if kernel == "native":
         out = torch.empty(len(coefficients), *anchors[0].shape, dtype=dtype)
         rows = list(out)
         native.blend(rows, [anchors] * len(rows), coefficients.contiguous())
         return out
-    return reference.blend(anchors, coefficients, dtype)
+    return reference.blend(anchors, coefficients, dtype, scale)
 
 
 def blend_at(anchors: Sequence[Tensor], coefficients: Tensor, dtype: torch.dtype) -> Tensor:

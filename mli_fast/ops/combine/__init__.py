@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mli_fast import native
-from mli_fast.ops.backend import native_serves
 from mli_fast.ops.combine import reference
+from mli_fast.ops.dispatch import PLAIN, choose
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import as_operator, as_rows, per_point, stack
+from mli_fast.ops.points import as_operator, as_rows, per_point, placed, stack
 
 
 def combine(
@@ -30,21 +31,31 @@ def combine(
         channel: the dimension of a product that `scale` and `shift` run along, 1 or -1.
         dtype: the result's dtype.
     """
-    if dtype == torch.float32 and native_serves("combine", *products, *epilogue[:3]):
-        rows = [as_rows(p, channel) for p in products]
-        residuals = None if epilogue.residual is None else [as_rows(r, channel) for r in epilogue.residual]
-        if all(r is not None for r in (*rows, *(residuals or ()))):
-            out = native.combine(
-                rows,  # type: ignore[arg-type]
-                coefficients.contiguous(),
-                scale=None if epilogue.scale is None else epilogue.scale.contiguous(),
-                shift=None if epilogue.shift is None else epilogue.shift.contiguous(),
-                residual=None if residuals is None else stack(residuals),  # type: ignore[arg-type]
-                activation=epilogue.activation,
-            )
-            shape = products[0].movedim(channel, -1).shape
-            return out.view(len(out), *shape).movedim(-1, channel + 1 if channel >= 0 else channel)
-    return reference.combine(products, coefficients, epilogue, channel, dtype)
+    rows = [as_rows(p, channel) for p in products]
+    residuals = None if epilogue.residual is None else [as_rows(r, channel) for r in epilogue.residual]
+    laid_out = all(r is not None for r in (*rows, *(residuals or ())))
+
+    def fits(kernel: str) -> bool:
+        return laid_out and (kernel != "native" or dtype == torch.float32)
+
+    kernel = choose("combine", (*products, *epilogue[:3]), fits=fits)
+    if kernel == PLAIN:
+        return reference.combine(products, coefficients, epilogue, channel, dtype)
+    what_follows: dict[str, Any] = {
+        "scale": None if epilogue.scale is None else epilogue.scale.contiguous(),
+        "shift": None if epilogue.shift is None else epilogue.shift.contiguous(),
+        "residual": None if residuals is None else stack(residuals),  # type: ignore[arg-type]
+        "activation": epilogue.activation,
+    }
+    if kernel == "triton":
+        from mli_fast.ops.combine import triton as kernels
+
+        there = placed(coefficients, products[0].device)
+        out = kernels.combine(rows, there, dtype=dtype, **what_follows)  # type: ignore[arg-type]
+    else:
+        out = native.combine(rows, coefficients.contiguous(), **what_follows)  # type: ignore[arg-type]
+    shape = products[0].movedim(channel, -1).shape
+    return out.view(len(out), *shape).movedim(-1, channel + 1 if channel >= 0 else channel)
 
 
 def combine_at(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mli_fast.ops import points
 from mli_fast.ops.blend.reference import accumulation_dtype, weighted_sum
 from mli_fast.ops.epilogue import Epilogue, apply
 from mli_fast.ops.points import stack
@@ -17,8 +18,11 @@ def combine(
 ) -> Tensor:
     """See `mli_fast.ops.combine.combine`."""
     wide = accumulation_dtype(dtype, products[0].dtype)
-    rows = [
-        apply(weighted_sum(products, row, wide), epilogue.point(p), channel).to(dtype)
-        for p, row in enumerate(coefficients.tolist())
-    ]
+    rows = []
+    for p, row in enumerate(coefficients):
+        alone = len(products) == 1 and not points.asynchronous(row) and row.item() == 1.0
+        value = products[0] if alone and epilogue else weighted_sum(products, row, wide)
+        if products[0].dtype == dtype:  # half precision on a GPU: what follows rounds as PyTorch's own layers do
+            value = value.to(dtype)
+        rows.append(apply(value, epilogue.point(p), channel).to(dtype))
     return stack(rows)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from mli_fast import native
-from mli_fast.ops.backend import native_serves, weight_channels_last
+from mli_fast.ops.backend import current, weight_channels_last
 from mli_fast.ops.combine import combine
-from mli_fast.ops.conv import reference
+from mli_fast.ops.conv import cudnn, reference
+from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import as_operator, channels_last, per_point, stack
+from mli_fast.ops.points import as_operator, channels_last, per_point, placed, stack
 
 
 class Geometry(NamedTuple):
@@ -50,11 +51,8 @@ def conv(
         geometry: stride, padding, dilation, groups.
         epilogue: what follows, for P points; its vectors are [P, N].
     """
-    if _native(x[0], weights, geometry, *epilogue[:3]):
-        return stack(
-            [_call(x[p], weights, coefficients[p : p + 1], geometry, epilogue.point(p)) for p in range(len(x))]
-        )
-    return reference.conv(x, weights, coefficients, geometry, epilogue)
+    out = _by_kernel(x, weights, coefficients, geometry, epilogue, None)
+    return reference.conv(x, weights, coefficients, geometry, epilogue) if out is None else out
 
 
 def products(x: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> list[Tensor]:
@@ -62,13 +60,74 @@ def products(x: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> list[T
 
     Each is what `conv` computes at a point with the one-hot coefficients of its anchor, bit for bit.
     """
-    if _native(x, weights, geometry):
-        one = torch.ones(1, 1, dtype=torch.float64)
-        return [_call(x, [w], one, geometry, Epilogue()) for w in weights]
-    return [reference.product(x, w, geometry) for w in weights]
+    one = torch.ones(1, 1, dtype=torch.float64)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    found = [_by_kernel(x[None], [w], one, geometry, Epilogue(), wide) for w in weights]
+    return [reference.product(x, w, geometry) if p is None else p[0] for p, w in zip(found, weights, strict=True)]
 
 
-def _call(x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, geometry: Geometry, epilogue: Epilogue) -> Tensor:
+def _by_kernel(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    coefficients: Tensor,
+    geometry: Geometry,
+    epilogue: Epilogue,
+    dtype: torch.dtype | None,
+) -> Tensor | None:
+    """`conv` by the kernel that the table names, in `dtype` or that of x; None for PyTorch's own operations."""
+    cls = shape_class("conv", x.ndim - 3, *weights[0].shape[:2])
+
+    def fits(kernel: str) -> bool:
+        if kernel == "cudnn":
+            return cudnn.takes(x, epilogue)
+        return geometry.groups == 1 and (kernel != "triton" or x.ndim == 5)
+
+    kernel = choose("conv", (x, *weights, *epilogue[:3]), cls, fits)
+    if kernel == "cudnn":
+        return cudnn.conv(x, weights, coefficients, geometry, epilogue)
+    if kernel == "triton":
+        return _triton(x, weights, coefficients, geometry, epilogue, dtype)
+    if kernel == "native":
+        rows = range(len(x))
+        return stack([_native(x[p], weights, coefficients[p : p + 1], geometry, epilogue.point(p)) for p in rows])
+    return None
+
+
+def _triton(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    coefficients: Tensor,
+    geometry: Geometry,
+    epilogue: Epilogue,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    from mli_fast.ops.conv import triton
+
+    residual = epilogue.residual
+    return triton.conv(
+        points_channels_last(x),
+        [weight_channels_last(w) for w in weights],
+        placed(coefficients, x.device),
+        stride=geometry.stride,
+        padding=geometry.padding,
+        dilation=geometry.dilation,
+        scale=None if epilogue.scale is None else epilogue.scale.contiguous(),
+        shift=None if epilogue.shift is None else epilogue.shift.contiguous(),
+        residual=None if residual is None else points_channels_last(residual),
+        activation=epilogue.activation,
+        tf32=current().tf32,
+        dtype=dtype or x.dtype,
+    )
+
+
+def points_channels_last(x: Tensor) -> Tensor:
+    """[P, B, C, *spatial] with the channels innermost in memory; copied only if they are not."""
+    return x.movedim(2, -1).contiguous().movedim(-1, 2)
+
+
+def _native(
+    x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, geometry: Geometry, epilogue: Epilogue
+) -> Tensor:
     return native.conv(
         channels_last(x),
         [weight_channels_last(w) for w in weights],
@@ -92,12 +151,6 @@ def _winograd(x: torch.Size, weight: torch.Size, geometry: Geometry) -> bool:
         and weight[1] >= 8
         and math.prod(geometry.output_shape(x, weight)[2:]) >= 16
     )
-
-
-def _native(x: Tensor, weights: Sequence[Tensor], geometry: Geometry, *others: Tensor | None) -> bool:
-    # wide enough channels fill the registers; elsewhere the vendor's convolution is faster
-    wins = x.ndim == 4 and weights[0].shape[0] >= 16 and weights[0].shape[1] >= 8
-    return geometry.groups == 1 and native_serves("conv", x, *weights, *others, wins=wins)
 
 
 def conv_at(

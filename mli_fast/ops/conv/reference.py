@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mli_fast.ops.backend import weight_channels_last
 from mli_fast.ops.blend import blend
 from mli_fast.ops.blend.reference import ONE
 from mli_fast.ops.combine import combine
@@ -19,11 +20,15 @@ from mli_fast.ops.precision import widened
 if TYPE_CHECKING:
     from mli_fast.ops.conv import Geometry
 
+BUFFER_BYTES = 2**25  # of blended weights at a time on a GPU: they are still in its cache when they are used
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def product(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """conv(x, W) with both rounded to the compute dtype, accumulated and returned in float32 or wider."""
+    """conv(x, W) with both rounded to the compute dtype, accumulated in float32 or wider.
+
+    Returned in the dtype it was accumulated in, but for half precisions on a GPU, whose products round to theirs.
+    """
     x, weight = widened(x), widened(weight.to(x.dtype))
     if x.ndim == 4:  # the vendor's fast layout
         x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
@@ -34,7 +39,23 @@ def product(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 def conv(x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, geometry: Geometry, epilogue: Epilogue) -> Tensor:
     """See `mli_fast.ops.conv.conv`."""
     rows = []
-    for p in range(len(x)):
-        y = product(x[p], blend(weights, coefficients[p : p + 1], x.dtype)[0], geometry)
+    for p, weight in blended(weights, coefficients, x.dtype):
+        y = product(x[p], weight, geometry)
         rows.append(combine([y], ONE, epilogue.point(p).stacked(), 1, x.dtype)[0])
     return stack(rows)
+
+
+def blended(
+    weights: Sequence[Tensor],  # R x [N, C / groups, *kernel]
+    coefficients: Tensor,  # [P, R]
+    dtype: torch.dtype,
+    scale: Tensor | None = None,  # [P, N]
+) -> Iterator[tuple[int, Tensor]]:
+    """Every point's weight, times `scale`; on a GPU a few in one blend, with their channels innermost."""
+    on_gpu = weights[0].is_cuda
+    together = max(1, BUFFER_BYTES // max(1, weights[0].numel() * dtype.itemsize)) if on_gpu else 1
+    anchors = [weight_channels_last(w).movedim(1, -1) for w in weights] if on_gpu else weights
+    for start in range(0, len(coefficients), together):
+        part = slice(start, start + together)
+        values = blend(anchors, coefficients[part], dtype, None if scale is None else scale[part])
+        yield from enumerate(values.movedim(-1, 2) if on_gpu else values, start)

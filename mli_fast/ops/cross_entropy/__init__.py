@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from mli_fast import native
-from mli_fast.ops.backend import native_serves
-from mli_fast.ops.cross_entropy import reference
-from mli_fast.ops.points import per_point
+from mli_fast.ops.backend import current
+from mli_fast.ops.cross_entropy import fused, reference
+from mli_fast.ops.dispatch import PLAIN, choose
+from mli_fast.ops.points import per_point, placed
 
 IGNORED = -100  # PyTorch's ignore_index: such a target has loss 0 and counts for nothing
 
@@ -27,9 +30,41 @@ def cross_entropy(
         losses in float64, 0 where the target is -100, NaN where the row holds NaN; predicted classes, the first of
         equal ones.
     """
-    if native_serves("cross_entropy", logits):
+    kernel = choose("cross_entropy", (logits,))
+    if kernel == "native":
         return native.cross_entropy(logits.contiguous(), targets)[:2]
+    if kernel == "triton":
+        from mli_fast.ops.cross_entropy import triton as kernels
+
+        return kernels.cross_entropy(logits.contiguous(), targets)
     return reference.cross_entropy(logits, targets)
+
+
+def linear_cross_entropy(
+    x: Tensor,  # [P, M, K]
+    weights: Sequence[Tensor],  # R x [V, K]
+    coefficients: Tensor,  # [P, R] float64
+    shift: Tensor | None,  # [P, V]
+    targets: Tensor,  # [M] int64
+) -> tuple[Tensor, Tensor]:  # [P, M] float64, [P, M] int64
+    """`cross_entropy` of x W(p)^T + shift, whose logits [P, M, V] are never stored."""
+    if _fused_by(x, weights, shift) == PLAIN:
+        return fused.linear_cross_entropy(x, weights, coefficients, shift, targets)
+    from mli_fast.ops.cross_entropy import fused_triton
+
+    vector = None if shift is None else shift.contiguous()
+    where = placed(coefficients, x.device)
+    return fused_triton.linear_cross_entropy(x.contiguous(), weights, where, vector, targets, tf32=current().tf32)
+
+
+def fuses(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether a kernel takes the last product and its cross entropy together, for x [*rows, K]."""
+    return _fused_by(x, weights, None, noted=False) != PLAIN
+
+
+def _fused_by(x: Tensor, weights: Sequence[Tensor], shift: Tensor | None, noted: bool = True) -> str:
+    fits = all(w.is_contiguous() for w in weights)
+    return choose("linear_cross_entropy", (x, *weights, shift), fits=lambda _: fits, noted=noted)
 
 
 @torch.library.custom_op("mli_fast::cross_entropy", mutates_args=())

@@ -15,22 +15,31 @@ from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.points import aligned
 from mli_fast.ops.precision import widened
 
+BUFFER_BYTES = 2**25  # of blended weights at a time on a GPU: they are still in its cache when they are multiplied
+
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T with both rounded to the compute dtype, accumulated and returned in float32 or wider."""
+    """x W^T with both rounded to the compute dtype, accumulated in float32 or wider.
+
+    Returned in the dtype it was accumulated in, but for half precisions on a GPU, whose products round to theirs.
+    """
     return F.linear(aligned(widened(x)), aligned(widened(weight.to(x.dtype))))
 
 
 def linear(x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, epilogue: Epilogue) -> Tensor:
     """See `mli_fast.ops.linear.linear`."""
-    rows = [
-        combine(
-            [product(x[p], blend(weights, coefficients[p : p + 1], x.dtype)[0])],
-            ONE,
-            epilogue.point(p).stacked(),
-            -1,
-            x.dtype,
-        )
-        for p in range(len(x))
-    ]
+    size = weights[0].numel() * x.dtype.itemsize
+    together = max(1, BUFFER_BYTES // max(size, 1)) if x.is_cuda else 1
+    rows = []
+    for start in range(0, len(x), together):
+        for p, weight in enumerate(blended(weights, coefficients[start : start + together], x.dtype), start):
+            y = product(x[p], weight)
+            rows.append(combine([y], ONE, epilogue.point(p).stacked(), -1, x.dtype))
     return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def blended(weights: Sequence[Tensor], coefficients: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weights [P, N, K] at P points; transposed ones are blended as they lie in memory."""
+    if weights[0].is_contiguous():
+        return blend(weights, coefficients, dtype)
+    return blend([w.t() for w in weights], coefficients, dtype).mT
