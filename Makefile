@@ -1,4 +1,4 @@
-# One command each: make demo, make test, make check, make bench, make clean.
+# One command each: make demo, make test, make check, make bench, make gpu-check, make clean.
 # Every one of them sets up what it needs first; a stamp per set of requirements keeps later calls from installing again.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,13 +18,14 @@ test doctest: export OMP_NUM_THREADS ?= 1
 # What the compiled module is made of: a change here, or in what is required, installs (and so builds) again.
 SOURCES := pyproject.toml constraints.txt $(wildcard setup.py CMakeLists.txt csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help demo test check lint types imports doctest build bench clean distclean
+.PHONY: help demo test check lint types imports doctest build bench gpu-check clean distclean
 
 help:
 	@echo 'make demo       train three small networks, sweep them, write demo-output/'
 	@echo 'make test       all tests, with coverage'
 	@echo 'make check      style, types, import layers, doctests, a build from nothing'
 	@echo 'make bench      the measured comparison; writes benchmarks/results/'
+	@echo 'make gpu-check  build, tests and figures on a machine with an NVIDIA GPU, nvcc and torch; writes benchmarks/results/'
 	@echo 'make clean      remove what was built and written; distclean removes $(VENV) too'
 
 # torch goes in first and alone, under the constraint, so that nothing later can bring another one.
@@ -75,6 +76,11 @@ build: $(VENV)/.stamp-dev
 
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python -m benchmarks.run
+
+# With what is installed there, in $(GPU_PYTHON): nothing is installed. OUT=folder gets the JSON too; GPU_CHECK_ARGS='--only build,tests'.
+GPU_PYTHON ?= python3
+gpu-check:
+	$(GPU_PYTHON) -m benchmarks.gpu.run $(if $(OUT),--out '$(OUT)') $(GPU_CHECK_ARGS)
 
 clean:
 	rm -rf build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks .coverage *.egg-info

@@ -10,6 +10,9 @@
 
 #include "cpu/dispatch.hpp"
 #include "cpu/parallel.hpp"
+#ifdef MLI_CUDA
+#include "cuda/bindings.hpp"
+#endif
 
 namespace py = pybind11;
 using Address = std::uintptr_t;
@@ -200,4 +203,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("blend", &blend);
   m.def("cross_entropy", &cross_entropy);
   m.def("chain", &chain);
+#ifdef MLI_CUDA
+  mli::cuda::bind(m);
+#endif
 }

@@ -1,10 +1,11 @@
 """Which kernel computes an op: one table of the kernels there are, and the measured figures that choose among them.
 
 ``figures.json`` beside this file holds what was measured: a row for each op, kernel, dtype, class of shapes and
-architecture, with the machine, the date and the ratio of the vendor's time to the kernel's, at the worst shape of the
-class. "auto" takes the kernel with the best figure above 1 and otherwise PyTorch's own operations, so a kernel that
-has not been measured on an architecture is never chosen there; asking for a backend by name takes its kernels as they
-are. Nothing here may depend on which points are asked for, or on how many: a point's value must not.
+architecture, with the machine, the date and the ratio of the time of PyTorch's own operations to the kernel's, as the
+geometric mean over the shapes of the class. "auto" takes the kernel with the best figure above 1 and otherwise
+PyTorch's own operations, so a kernel that has not been measured on an architecture is never chosen there; asking for a
+backend by name takes its kernels as they are. Nothing here may depend on which points are asked for, or on how many:
+a point's value must not.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def shape_class(op: str, *sizes: int) -> str:
 
 @functools.cache
 def figures() -> dict[tuple[str, str, str, str], dict[str, float]]:
-    """(op, dtype, class, architecture) -> kernel -> the vendor's time over its own."""
+    """(op, dtype, class, architecture) -> kernel -> the time of PyTorch's own operations over its own."""
     found: dict[tuple[str, str, str, str], dict[str, float]] = {}
     for row in json.loads(FIGURES.read_text()):
         key = row["op"], row["dtype"], row["shape_class"], row["arch"]

@@ -30,8 +30,11 @@ def blend(
     on_gpu = anchors[0].is_cuda
 
     def fits(kernel: str) -> bool:
-        plain = scale is None and dtype == torch.float32
-        return all(a.is_contiguous() for a in anchors) and (kernel != "native" or on_gpu or plain)
+        if not all(a.is_contiguous() for a in anchors):
+            return False
+        if kernel == "native" and on_gpu:
+            return native.cuda.takes_blend(anchors[0].dtype, dtype)
+        return kernel != "native" or (scale is None and dtype == torch.float32)
 
     kernel = choose("blend", (*anchors, scale), fits=fits)
     if kernel == "triton":

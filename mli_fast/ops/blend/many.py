@@ -29,8 +29,14 @@ class Blender:
         if not flat:
             return
         on_gpu, alike = flat[0].is_cuda, {a.dtype for a in flat} == {flat[0].dtype}
-        fitting = alike and all(a.is_contiguous() for a in flat) and (on_gpu or dtype == flat[0].dtype)
-        kernel = choose("blend", flat, fits=lambda _: fitting)
+        alike = alike and all(a.is_contiguous() for a in flat)
+
+        def fits(kernel: str) -> bool:
+            if kernel == "native" and on_gpu:
+                return alike and native.cuda.takes_blend(flat[0].dtype, dtype)
+            return alike and (kernel != "native" or dtype == flat[0].dtype)
+
+        kernel = choose("blend", flat, fits=fits)
         if kernel not in ("native", "triton"):
             return
         self._values = [torch.empty(1, *group[0].shape, dtype=dtype, device=group[0].device) for group in anchors]
