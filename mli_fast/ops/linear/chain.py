@@ -61,7 +61,10 @@ def chain(
     """
     weights = [w for layer in layers for w in layer.weights]
     others = [t for layer in layers for t in layer.epilogue[:3]]
-    if _in_one_call([*((x,) if products is None else products), *weights, *others], weights):
+    start = [x] if products is None else list(products)
+    assert start[0] is not None
+    rows = start[0].shape[0 if x is None else 1 : -1].numel()
+    if _as_alone(layers, rows) and _in_one_call([*start, *weights, *others], weights):
         return _native(x, products, layers)
     rest = list(layers)
     if products is not None:
@@ -75,6 +78,13 @@ def chain(
     for layer in rest:
         x = linear(x, layer.weights, layer.coefficients, layer.epilogue)
     return x
+
+
+def _as_alone(layers: Sequence[Layer], rows: int) -> bool:
+    """Whether each layer by itself would take the compiled kernel: the chain's values are that one's, bit for bit."""
+    shapes = [layer.weights[0] for layer in layers]
+    classes = [shape_class("linear", rows, *w.shape) for w in shapes]
+    return all(choose("linear", (w,), cls, noted=False) == "native" for w, cls in zip(shapes, classes, strict=True))
 
 
 def _in_one_call(operands: Sequence[Tensor | None], weights: Sequence[Tensor], noted: bool = True) -> bool:
