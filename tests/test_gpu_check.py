@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -116,6 +117,24 @@ class TestOrchestration:
         assert run.main(["--results", str(tmp_path), "--minutes", "1"], parts) == 0
         assert limits[0] == pytest.approx(15, abs=2)
         assert limits[1] == pytest.approx(60, abs=4)
+
+    def test_parts_after_the_kernels_choose_by_their_figures(self, tmp_path: Path) -> None:
+        key = {"op": "linear", "dtype": "bfloat16", "shape_class": "many rows", "arch": "sm_90"}
+        row = {**key, "kernel": "triton", "route": "triton", "plain": False, "correct": True, "shape": "1x2"}
+        row |= {"ms": 1.0, "plain_ms": 3.0}
+        seen: list[Any] = []
+
+        def look(_: float) -> dict[str, Any]:
+            seen.extend(json.loads(Path(os.environ["MLI_FAST_FIGURES"]).read_text()))
+            return {}
+
+        parts = (self.part("kernels", {"rows": {"k": {"rows": [row]}}}), self.part("sweeps", look))
+        assert run.main(["--results", str(tmp_path)], parts) == 0
+        ratios = {(row["op"], row["kernel"], row["arch"]): row["ratio"] for row in seen}
+        assert ratios["linear", "triton", "sm_90"] == 3.0
+        assert ("linear", "native", "cpu") in ratios
+        assert "MLI_FAST_FIGURES" not in os.environ
+        assert self.report(tmp_path)["figures"][0]["file"] == "this run"
 
     def test_only_chooses_parts(self, tmp_path: Path) -> None:
         parts = (self.part("a", {}), self.part("b", {}), self.part("c", {}))

@@ -47,11 +47,15 @@ def shape_of(row: Mapping[str, Any]) -> str:
     return row["shape"] + (f" {row['other']}" if row.get("other") else "")
 
 
+def figures_of(report: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
+    """The rows of the table's figures that a report holds; `file` is what they say they come from."""
+    about = {"on": report["gpu"]["name"], "date": report["date"][:10], "torch": report["versions"]["torch"]}
+    return summarised(rows(report), **about, file=file)
+
+
 def adopt(file: Path, figures: Path = FIGURES) -> int:
     """Merge the figures of a results file into the table's; how many classes of shapes there are."""
-    report = json.loads(file.read_text())
-    about = {"on": report["gpu"]["name"], "date": report["date"][:10], "torch": report["versions"]["torch"]}
-    new = summarised(rows(report), **about, file=file.name)
+    new = figures_of(json.loads(file.read_text()), file.name)
     write(new, figures)
     return len(new)
 

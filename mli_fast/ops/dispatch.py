@@ -5,13 +5,14 @@ architecture, with the machine, the date and the ratio of the time of PyTorch's 
 geometric mean over the shapes of the class. "auto" takes the kernel with the best figure above 1 and otherwise
 PyTorch's own operations, so a kernel that has not been measured on an architecture is never chosen there; asking for a
 backend by name takes its kernels as they are. Nothing here may depend on which points are asked for, or on how many:
-a point's value must not.
+a point's value must not. ``MLI_FAST_FIGURES`` in the environment names another file of figures.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from mli_fast.ops.backend import current, usable
 
 PLAIN = "reference"  # PyTorch's own operations
 
-FIGURES = Path(__file__).with_name("figures.json")
+FIGURES = Path(os.environ.get("MLI_FAST_FIGURES") or Path(__file__).with_name("figures.json"))
 
 
 class Kernel(NamedTuple):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +45,15 @@ def test_every_figure_is_of_a_kernel_in_the_table() -> None:
         assert (row["op"], row["kernel"]) in known, row
         assert row["ratio"] > 0
         assert {"dtype", "shape_class", "arch", "on", "date", "shapes"} <= row.keys()
+
+
+def test_another_file_of_figures_may_be_named(tmp_path: Path) -> None:
+    other = tmp_path / "figures.json"
+    other.write_text("[]")
+    environment = {**os.environ, "MLI_FAST_FIGURES": str(other)}
+    command = [sys.executable, "-c", "from mli_fast.ops import dispatch; print(dispatch.figures())"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "{}"
 
 
 def test_every_kernel_on_the_cpu_has_its_figures() -> None:
