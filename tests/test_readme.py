@@ -48,7 +48,7 @@ def test_relative_link_leads_to_a_file(target: str) -> None:
     assert (ROOT / target).is_file()
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"`?make (\w+)`?", README))))
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"`?make ([\w-]+)`?", README))))
 def test_make_target_named_in_the_readme_exists(command: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE)
