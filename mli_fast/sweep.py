@@ -126,10 +126,10 @@ def sweep(
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: the sweep compiles for itself
     started = time.perf_counter()
     with (
+        on(place, tf32),
         random_state_kept(),
         torch.inference_mode(False),
         torch.no_grad(),
-        on(place, tf32),
         requested(backend, tf32) as choice,
         reused(),
     ):
@@ -147,7 +147,7 @@ def sweep(
         rows = None
         if pair is not None:
             pair = resident(pair, place)
-            work.example_bytes = bytes_per_example(network, points, pair)
+            work.example_bytes = bytes_per_example(network, points, pair, place)
             rows = rows_per_pass(work.example_bytes, place)
         batches = checked_loader(loader) if pair is None or rows is None else cut(pair, rows)
         run(work, batches, sys.stderr.isatty() if progress is None else progress)
@@ -225,13 +225,17 @@ def _checked_options(schedule: Any, precision: Any, chunk: Any, compile: Any) ->
 def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, the architecture, got {type(model).__name__}")
+    first = next(iter(model.parameters()), None)
     if device is not None:
         place = torch.device(device)
-        if place.type == "cuda" and not torch.cuda.is_available():
+    else:
+        place = torch.device("cpu") if first is None or first.device.type == "meta" else first.device
+    if place.type == "cuda":
+        if not torch.cuda.is_available():
             raise ValueError(f"device={str(device)!r} is not available: this PyTorch sees no GPU")
-        return place
-    first = next(iter(model.parameters()), None)
-    return torch.device("cpu") if first is None or first.device.type == "meta" else first.device
+        if place.index is None:
+            return torch.device("cuda", torch.cuda.current_device())
+    return place
 
 
 def _check_precision(precision: str | None, device: torch.device) -> None:

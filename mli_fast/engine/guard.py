@@ -50,6 +50,7 @@ def on(device: torch.device, tf32: bool) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
+    torch.cuda.init()  # its random states are there to be kept from now on
     with torch.cuda.device(device), arithmetic(tf32):
         yield
 

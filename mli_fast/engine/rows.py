@@ -16,7 +16,9 @@ PROBED = 4  # examples that are run to see how wide the activations get
 LEAST = 32
 
 
-def bytes_per_example(network: Network, points: Points, pair: tuple[Tensor, Tensor]) -> int | None:
+def bytes_per_example(
+    network: Network, points: Points, pair: tuple[Tensor, Tensor], device: torch.device
+) -> int | None:
     """The widest output of any layer for one example and one point; None where the model does not run as it is.
 
     It depends on the model and the data alone, not on the points: a point's value must not depend on the others.
@@ -31,7 +33,7 @@ def bytes_per_example(network: Network, points: Points, pair: tuple[Tensor, Tens
 
     hooks = [m.register_forward_hook(seen) for m in network.model.modules()]
     try:
-        batch = (pair[0][:probed], pair[1][:probed])
+        batch = tuple(t[:probed].to(device) for t in pair)
         for _ in LoopEngine(network, points).evaluate(batch, 0, 1):
             pass
     except Exception:  # noqa: BLE001 - what is wrong is reported when the first batch is run

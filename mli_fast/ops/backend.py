@@ -58,6 +58,9 @@ def backends() -> dict[str, dict[str, object]]:
         f"; compiled CUDA kernels for {', '.join(cuda.architectures())}" if gpu is None else f"; on a GPU no: {gpu}"
     )
     interpreted = triton is not None and usable("triton", "cpu")
+    ready = "interpreted on the CPU (TRITON_INTERPRET=1): right but very slow"
+    if triton is None:
+        ready = f"Triton {triton_version()} on {torch.cuda.get_device_name()}"
     return {
         "reference": {"available": True, "reason": f"plain PyTorch {torch.__version__}"},
         "native": {"available": cpu is None or gpu is None, "reason": found},

@@ -25,7 +25,7 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:  # [P, M] float64, [P, M] int64
     """Cross entropy and arg max of the logits x W(p)^T + shift, of which only one chunk of rows exists at a time.
 
-    The logits stay in float32 or wider: they are not rounded to x's dtype, as stored ones would be.
+    The logits are what `mli_fast.ops.linear.reference.product` gives: float32 or wider, but on a GPU x's own dtype.
 
     Args:
         x: inputs of the last layer, in the compute dtype.
