@@ -52,24 +52,18 @@ def backends() -> dict[str, dict[str, object]]:
         >>> backends()["reference"]["available"]
         True
     """
-    cpu, gpu, triton = native.why_missing(), cuda.why_missing(), _triton_missing("cuda")
-    found = f"compiled CPU kernels, instruction set {native.isa()}" if cpu is None else cpu
-    found += (
-        f"; compiled CUDA kernels for {', '.join(cuda.architectures())}" if gpu is None else f"; on a GPU no: {gpu}"
-    )
-    interpreted = triton is not None and usable("triton", "cpu")
-    ready = "interpreted on the CPU (TRITON_INTERPRET=1): right but very slow"
+    cpu, gpu = native.why_missing(), cuda.why_missing()
+    compiled = f"compiled CPU kernels, instruction set {native.isa()}" if cpu is None else cpu
+    compiled += f"; CUDA kernels for {', '.join(cuda.architectures())}" if gpu is None else f"; on a GPU no: {gpu}"
+    triton = _triton_missing("cuda")
     if triton is None:
-        ready = f"Triton {triton_version()} on {torch.cuda.get_device_name()}"
+        triton = f"Triton {triton_version()} on {torch.cuda.get_device_name()}"
+    elif usable("triton", "cpu"):
+        triton = "interpreted on the CPU (TRITON_INTERPRET=1): right but very slow"
     return {
         "reference": {"available": True, "reason": f"plain PyTorch {torch.__version__}"},
-        "native": {"available": cpu is None or gpu is None, "reason": found},
-        "triton": {
-            "available": triton is None or interpreted,
-            "reason": "interpreted on the CPU (TRITON_INTERPRET=1): right but very slow"
-            if interpreted
-            else triton or "",
-        },
+        "native": {"available": cpu is None or gpu is None, "reason": compiled},
+        "triton": {"available": usable("triton", "cuda") or usable("triton", "cpu"), "reason": triton},
     }
 
 
