@@ -315,7 +315,7 @@ def linear_cross_entropy(case: Case, device: torch.device) -> Bench:
         vendor,
         exact,
         lambda r: r[0][which],
-        shape_class("linear_cross_entropy", rows, classes, depth),
+        shape_class("linear_cross_entropy", classes),
         flops=2.0 * points * rows * classes * depth,
         plain={"triton": separate, "native": separate},
         about_vendor="torch.bmm on weights blended beforehand, F.cross_entropy of float32 logits, arg max",
@@ -356,7 +356,9 @@ def all_cases() -> list[Case]:
     found += [Case("linear_of_products", "bfloat16", (50, rows, 1024, 1024)) for rows in (4096, 512)]
     found += [Case("linear", "float32", shape, FLOAT32_GOAL) for shape, _ in _LINEAR]
     found += [Case("cross_entropy", d, (50, 10_000, 10)) for d in ("bfloat16", "float32")]
-    found += [Case("linear_cross_entropy", "bfloat16", (16, 4096, 8192, 768))]
+    found += [
+        Case("linear_cross_entropy", "bfloat16", shape) for shape in ((16, 4096, 8192, 768), (50, 4096, 10, 1024))
+    ]
     found += [Case("combine", d, (50, 8192, 1024)) for d in ("float32", "bfloat16")]
     found += [Case("linear", "tf32", shape) for shape, _ in _LINEAR]
     found += [Case("linear_of_products", d, (50, 4096, 1024, 1024)) for d in ("tf32", "float32")]
@@ -369,6 +371,8 @@ def all_cases() -> list[Case]:
     found += [
         Case("cross_entropy", "bfloat16", (2, 16384, 8192)),
         Case("linear_cross_entropy", "tf32", (4, 4096, 8192, 768)),
+        Case("linear_cross_entropy", "tf32", (50, 4096, 10, 1024)),
+        Case("linear_cross_entropy", "float32", (50, 4096, 10, 1024)),
     ]
     return found
 

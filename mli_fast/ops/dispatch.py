@@ -66,12 +66,15 @@ def shape_class(op: str, *sizes: int) -> str:
 
     Args:
         op: the op's name.
-        sizes: linear, linear_of_products: (M, N, K), rows of one point, columns, depth. conv: (dimensions, N, C), the
-            spatial dimensions and the channels out of and into one group. Others: anything, there is one class.
+        sizes: linear, linear_of_products: (M, N, K), rows of one point, columns, depth. linear_cross_entropy: (V,), the
+            classes. conv: (dimensions, N, C), the spatial dimensions and the channels out of and into one group.
+            Others: anything, there is one class.
     """
     if op in ("linear", "linear_of_products"):
         rows = sizes[0]
         return "few rows" if rows <= 64 else "some rows" if rows <= 512 else "many rows"
+    if op == "linear_cross_entropy":
+        return "few classes" if sizes[0] <= 256 else "many classes"
     if op == "conv":
         dimensions, columns, channels = sizes
         if dimensions != 2 or columns < 16 or channels < 8:

@@ -115,6 +115,8 @@ def test_operands_of_another_dtype_go_to_pytorch() -> None:
         ("conv", (1, 64, 64), "thin"),
         ("conv", (2, 64, 16), "small"),
         ("conv", (2, 128, 64), "large"),
+        ("linear_cross_entropy", (10,), "few classes"),
+        ("linear_cross_entropy", (50257,), "many classes"),
         ("blend", (7,), "any"),
     ],
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from mli_fast import native
 from mli_fast.ops.backend import current
 from mli_fast.ops.cross_entropy import fused, reference
-from mli_fast.ops.dispatch import PLAIN, choose
+from mli_fast.ops.dispatch import PLAIN, choose, shape_class
 from mli_fast.ops.points import per_point, placed
 
 IGNORED = -100  # PyTorch's ignore_index: such a target has loss 0 and counts for nothing
@@ -64,7 +64,8 @@ def fuses(x: Tensor, weights: Sequence[Tensor]) -> bool:
 
 def _fused_by(x: Tensor, weights: Sequence[Tensor], shift: Tensor | None, noted: bool = True) -> str:
     fits = all(w.is_contiguous() for w in weights)
-    return choose("linear_cross_entropy", (x, *weights, shift), fits=lambda _: fits, noted=noted)
+    cls = shape_class("linear_cross_entropy", len(weights[0]))
+    return choose("linear_cross_entropy", (x, *weights, shift), cls, lambda _: fits, noted)
 
 
 @torch.library.custom_op("mli_fast::cross_entropy", mutates_args=())
