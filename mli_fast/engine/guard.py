@@ -25,23 +25,23 @@ def random_state_kept() -> Iterator[None]:
 
 
 class Noise:
-    """PyTorch's random states as they are now, on the CPU and on every GPU in use."""
+    """PyTorch's random states as they are now, on the CPU and on the current GPU."""
 
     def __init__(self) -> None:
         self._cpu = torch.get_rng_state()
-        self._gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
 
     def unchanged(self) -> bool:
         """Whether nothing was drawn since."""
         now = Noise()
-        pairs = zip((self._cpu, *self._gpus), (now._cpu, *now._gpus), strict=False)
-        return all(torch.equal(before, after) for before, after in pairs)
+        same_gpu = self._gpu is None or now._gpu is None or torch.equal(self._gpu, now._gpu)
+        return same_gpu and torch.equal(self._cpu, now._cpu)
 
     def again(self) -> None:
         """Put them back: what is drawn next is what was drawn next then."""
         torch.set_rng_state(self._cpu)
-        if self._gpus:
-            torch.cuda.set_rng_state_all(self._gpus)
+        if self._gpu is not None:
+            torch.cuda.set_rng_state(self._gpu)
 
 
 @contextlib.contextmanager
@@ -128,3 +128,8 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     message = str(error)
     return isinstance(error, RuntimeError) and ("can't allocate memory" in message or "out of memory" in message)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line of at most 200 characters."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

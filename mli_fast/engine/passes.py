@@ -7,7 +7,7 @@ from typing import Any
 
 from mli_fast.engine.evaluators import LoopEngine, Outputs, VmapEngine
 from mli_fast.engine.graphs import Recorder, Recording, Score, kind
-from mli_fast.engine.guard import Noise
+from mli_fast.engine.guard import Noise, first_line
 from mli_fast.engine.points import Points
 from mli_fast.reducers import Values
 
@@ -47,7 +47,7 @@ class Passes:
         """
         size = 1 if isinstance(self._engine, LoopEngine) else stop - start
         key = None if self._recorder is None else kind(batch, size)
-        if self.recording == "yes" and key in self._seen - self._recordings.keys():
+        if key is not None and self.recording == "yes" and key in self._seen - self._recordings.keys():
             self._record(key, batch, size)
         if key in self._recordings:
             yield from self._replayed(self._recordings[key], batch, start, stop, size)
@@ -90,7 +90,7 @@ class Passes:
         try:
             self._recordings[key] = Recording(batch, self._points, size, self._engine, self._score, self._recorder)
         except Exception as error:  # noqa: BLE001 - a model that cannot be recorded runs as it is
-            self.recording = f"no: {str(error).strip().splitlines()[0][:200]}"
+            self.recording = f"no: {first_line(error)}"
             return False
         self.recording = "yes"
         return True

@@ -12,7 +12,7 @@ import torch
 
 from mli_fast.blended import CannotDefer
 from mli_fast.engine.batches import shapes
-from mli_fast.engine.guard import out_of_memory
+from mli_fast.engine.guard import first_line, out_of_memory
 
 ENGINES = ("loop", "vmap")
 
@@ -156,16 +156,12 @@ def another_plan(plan: Plan, error: Exception, batch: Any, index: int, device: t
             f"anchors, one blended layer and one point's activations at once. Use smaller batches. ({error})"
         ) from error
     if plan.engine == "vmap" and not plan.is_forced and (isinstance(error, CannotDefer) or _says(error, _BEYOND_VMAP)):
-        return Plan("loop", f"vmap cannot run this model: {_first_line(error)}", plan.chunk)
+        return Plan("loop", f"vmap cannot run this model: {first_line(error)}", plan.chunk)
     if plan.engine == "loop" and plan.deferred and (isinstance(error, CannotDefer) or _says(error, _BEYOND_DEFERRAL)):
-        reason = f"{plan.reason}; values blended before each forward pass: {_first_line(error)}"
+        reason = f"{plan.reason}; values blended before each forward pass: {first_line(error)}"
         return replace(plan, deferred=False, yields=False, reason=reason)
     return None
 
 
 def _says(error: Exception, words: tuple[str, ...]) -> bool:
     return isinstance(error, (RuntimeError, TypeError, NotImplementedError)) and any(w in str(error) for w in words)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
