@@ -11,6 +11,7 @@ import pytest
 
 from mli_fast import native
 from mli_fast.native import cuda
+from tests.machine_code import overwritten
 
 BUILT = bool(cuda.architectures())
 pytestmark = pytest.mark.skipif(not BUILT, reason=f"no CUDA kernels built: {cuda.why_missing()}")
@@ -84,6 +85,12 @@ def test_products_overlap_with_the_blend(sass: dict[str, str]) -> None:
         if KERNEL.search(name):
             waits = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\w)", code)
             assert set(waits) - {"0x0"}, name  # else each product is waited for before the next blend
+
+
+def test_no_product_in_flight_loses_its_operand(sass: dict[str, str]) -> None:
+    for name, code in sass.items():
+        if KERNEL.search(name):
+            assert overwritten(code, may_branch=True) == [], name  # branches: to wait for a stage, or past the last one
 
 
 def test_blend_moves_16_bytes(sass: dict[str, str]) -> None:

@@ -79,6 +79,6 @@ def test_tiles_are_copied_asynchronously_and_results_stored_wide(kernels: Mappin
     ],
 )
 def test_the_check_sees_what_writes_registers(instruction: str, hazard: bool) -> None:
-    from tests.triton.compile_all import overwritten
+    from tests.machine_code import overwritten
 
     assert overwritten(IN_FLIGHT.format(instruction)) == ([instruction] if hazard else [])
