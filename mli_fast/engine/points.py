@@ -10,6 +10,7 @@ from torch import Tensor
 from mli_fast.blended import BlendedTensor
 from mli_fast.ops.blend import blend
 from mli_fast.ops.blend.many import Blender
+from mli_fast.ops.blend.reference import ONE
 
 KEPT_OBJECTS = 50_000  # small vectors of all points are kept while they are no more tensors than this
 VALUES_AHEAD = 2**22  # numbers of vectors that are blended ahead for the points to come
@@ -34,7 +35,7 @@ class Points:
     ) -> None:
         self.anchors = anchors
         self.count = len(coefficients)
-        self._one = torch.ones(1, dtype=torch.float64)  # on the CPU: known without asking a GPU
+        self._one = ONE[0]  # on the CPU: known without asking a GPU
         self._groups: list[Tensor] = [coefficients]
         self._group: dict[str, int] = {}
         for name, own in others.items():

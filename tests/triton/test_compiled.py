@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.machine_code import overwritten
+
 pytest.importorskip("triton")
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
@@ -79,6 +81,4 @@ def test_tiles_are_copied_asynchronously_and_results_stored_wide(kernels: Mappin
     ],
 )
 def test_the_check_sees_what_writes_registers(instruction: str, hazard: bool) -> None:
-    from tests.machine_code import overwritten
-
     assert overwritten(IN_FLIGHT.format(instruction)) == ([instruction] if hazard else [])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mli_fast import native
 from mli_fast.ops.backend import current, weight_channels_last
+from mli_fast.ops.blend.reference import ONE
 from mli_fast.ops.combine import combine
 from mli_fast.ops.conv import cudnn, reference
 from mli_fast.ops.dispatch import choose, shape_class
@@ -60,9 +61,8 @@ def products(x: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> list[T
 
     Each is what `conv` computes at a point with the one-hot coefficients of its anchor, bit for bit.
     """
-    one = torch.ones(1, 1, dtype=torch.float64)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    found = [_by_kernel(x[None], [w], one, geometry, Epilogue(), wide) for w in weights]
+    found = [_by_kernel(x[None], [w], ONE, geometry, Epilogue(), wide) for w in weights]
     return [reference.product(x, w, geometry) if p is None else p[0] for p, w in zip(found, weights, strict=True)]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mli_fast import native
 from mli_fast.ops.backend import current
+from mli_fast.ops.blend.reference import ONE
 from mli_fast.ops.combine import combine
 from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
@@ -46,9 +47,8 @@ def products(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         R tensors [*rows, N] in the dtype in which they are to be summed. Each is what `linear` computes at a point
         with the one-hot coefficients of its anchor, bit for bit, so an endpoint does not depend on the route.
     """
-    one = torch.ones(1, 1, dtype=torch.float64)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    found = [_by_kernel(x[None], [w], one, Epilogue(), wide) for w in weights]
+    found = [_by_kernel(x[None], [w], ONE, Epilogue(), wide) for w in weights]
     return [reference.product(x, w) if p is None else p[0] for p, w in zip(found, weights, strict=True)]
 
 
