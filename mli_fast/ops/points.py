@@ -15,6 +15,17 @@ def as_operator() -> bool:
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
+BUFFER_BYTES = 2**25  # about half of the L2 cache of the GPUs this is for
+
+
+def blended_together(weight: Tensor, dtype: torch.dtype) -> int:
+    """How many points' values of a weight to blend in one go before they are multiplied.
+
+    On a GPU as many as are still in its cache then; on the CPU one.
+    """
+    return max(1, BUFFER_BYTES // max(weight.numel() * dtype.itemsize, 1)) if weight.is_cuda else 1
+
+
 def asynchronous(tensor: Tensor) -> bool:
     """Whether to look at the tensor's values is to wait for a GPU."""
     return tensor.is_cuda

@@ -14,13 +14,12 @@ from mli_fast.ops.blend import blend
 from mli_fast.ops.blend.reference import ONE
 from mli_fast.ops.combine import combine
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import aligned, channels_last, stack
+from mli_fast.ops.points import aligned, blended_together, channels_last, stack
 from mli_fast.ops.precision import widened
 
 if TYPE_CHECKING:
     from mli_fast.ops.conv import Geometry
 
-BUFFER_BYTES = 2**25  # of blended weights at a time on a GPU: they are still in its cache when they are used
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -53,7 +52,7 @@ def blended(
 ) -> Iterator[tuple[int, Tensor]]:
     """Every point's weight, times `scale`; on a GPU a few in one blend, with their channels innermost."""
     on_gpu = weights[0].is_cuda
-    together = max(1, BUFFER_BYTES // max(1, weights[0].numel() * dtype.itemsize)) if on_gpu else 1
+    together = blended_together(weights[0], dtype)
     anchors = [weight_channels_last(w).movedim(1, -1) for w in weights] if on_gpu else weights
     for start in range(0, len(coefficients), together):
         part = slice(start, start + together)

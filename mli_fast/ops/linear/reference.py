@@ -12,10 +12,8 @@ from mli_fast.ops.blend import blend
 from mli_fast.ops.blend.reference import ONE
 from mli_fast.ops.combine import combine
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import aligned
+from mli_fast.ops.points import aligned, blended_together
 from mli_fast.ops.precision import widened
-
-BUFFER_BYTES = 2**25  # of blended weights at a time on a GPU: they are still in its cache when they are multiplied
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -28,9 +26,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 def linear(x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, epilogue: Epilogue) -> Tensor:
     """See `mli_fast.ops.linear.linear`."""
-    size = weights[0].numel() * x.dtype.itemsize
-    together = max(1, BUFFER_BYTES // max(size, 1)) if x.is_cuda else 1
-    rows = []
+    together, rows = blended_together(weights[0], x.dtype), []
     for start in range(0, len(x), together):
         for p, weight in enumerate(blended(weights, coefficients[start : start + together], x.dtype), start):
             y = product(x[p], weight)
