@@ -8,9 +8,6 @@ has the last word on those.
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,45 +15,18 @@ from torch import Tensor
 
 from mli_fast.native import ACTIVATIONS
 from mli_fast.ops.epilogue import ACTIVATIONS as FUNCTIONS
+from tests.cuda.emulation import EMULATED, SOURCES, build, normal, rounded
 
-HERE = Path(__file__).parent
-SOURCES = HERE.parents[1] / "csrc" / "cuda"
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "split": torch.float32}
 UNITS = {"bf16": 2.0**-8, "fp16": 2.0**-11, "tf32": 2.0**-11, "split": 2.0**-21}  # roundings of an operand
 
 
-def headers() -> Path | None:
-    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-    places = ([Path(nvcc).resolve().parents[1] / "include"] if nvcc else []) + [Path("/usr/local/cuda/include")]
-    return next((p for p in places if (p / "cuda_bf16.h").exists()), None)
-
-
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    include, compiler = headers(), shutil.which("g++")
-    if include is None or compiler is None:
-        pytest.skip(f"needs g++ ({compiler}) and CUDA's headers ({include})")
-    folder = tmp_path_factory.mktemp("emulated")
-    for name in ("linear_sm90.cuh", "numbers.cuh", "activation.cuh", "kernels.hpp"):
-        text = (SOURCES / name).read_text()
-        memory = "char* dynamic = reinterpret_cast<char*>(machine::block().memory.data());"
-        (folder / name).write_text(text.replace("extern __shared__ char dynamic[];", memory))
-    for path in HERE.glob("emulated/*.*"):
-        shutil.copy(path, folder)
-    library = folder / "emulated.so"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w", f"-I{include}"]
-    subprocess.run([compiler, *flags, folder / "main.cpp", "-o", library], check=True)
-    return ctypes.CDLL(str(library))
-
-
-def normal(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def rounded(x: Tensor) -> Tensor:
-    """float32 to the nearest TF32 value, ties away from zero."""
-    bits = x.view(torch.int32)
-    return torch.where(torch.isfinite(x), (bits + 0x1000) & ~0x1FFF, bits).view(torch.float32)
+    memory = "char* dynamic = reinterpret_cast<char*>(machine::block().memory.data());"
+    names = ("linear_sm90.cuh", "numbers.cuh", "activation.cuh", "kernels.hpp")
+    texts = {n: (SOURCES / n).read_text().replace("extern __shared__ char dynamic[];", memory) for n in names}
+    return build(tmp_path_factory.mktemp("emulated"), texts, EMULATED.glob("*.*"), ["main.cpp"])
 
 
 def run(

@@ -106,9 +106,4 @@ inline void load_matrices(uint32_t (&to)[4], uint32_t address) {
   machine::meet(b.warps[warp], 32);
 }
 
-inline uint32_t to_tf32(float x) {
-  const uint32_t bits = __float_as_uint(x);
-  return std::isfinite(x) ? (bits + 0x1000) & ~0x1fffu : bits;
-}
-
 }  // namespace mli::cuda::ptx
