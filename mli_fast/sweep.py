@@ -136,11 +136,7 @@ def sweep(
         pair = checked_pair(loader) if is_pair(loader) else None
         anchors = gather(model, (theta_0, theta_T))
         _warn(anchors)
-        coefficients = torch.from_numpy(line.coefficients()).to(place)
-        held = {
-            n: c for n, c in batch_norms.coefficients(model, batch_norm, coefficients).items() if n in anchors.values
-        }
-        points = Points(_placed(anchors, dtype, place), coefficients, held, dtype)
+        points = _points(model, line, anchors, batch_norm, dtype, place)
         network = Network(model, forward or default_forward, dtype, place)
         reducer = Reducer(scored, names, functions, len(line.alphas))
         work = Work(network, points, reducer, line.alphas, place, chunk, compile)
@@ -164,12 +160,34 @@ def sweep(
             "criterion": scored.name,
             "metrics": [*names, *functions],
             "seconds": time.perf_counter() - started,
-            "kept": anchors.kept,
-            "widened": anchors.widened,
-            "nonfinite": {name: list(where) for name, where in anchors.nonfinite.items()},
+            **_of_checkpoints(anchors),
         }
     )
     return SweepResult(dataset)
+
+
+def _points(
+    model: nn.Module,
+    line: Line,
+    anchors: Anchors,
+    batch_norm: str,
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> Points:
+    """Anchors and coefficients on the device."""
+    coefficients = torch.from_numpy(line.coefficients()).to(device)
+    held = batch_norms.coefficients(model, batch_norm, coefficients)
+    known = {name: c for name, c in held.items() if name in anchors.values}
+    return Points(_placed(anchors, dtype, device), coefficients, known, dtype)
+
+
+def _of_checkpoints(anchors: Anchors) -> dict[str, Any]:
+    """The part of the provenance that says what was found in them."""
+    return {
+        "kept": anchors.kept,
+        "widened": anchors.widened,
+        "nonfinite": {name: list(where) for name, where in anchors.nonfinite.items()},
+    }
 
 
 def _how_it_ran(work: Work, kernels: set[str]) -> dict[str, Any]:

@@ -221,6 +221,11 @@ def shared_memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
 
 
+def stages(most: int, stage_bytes: int, room: int) -> int:
+    """Steps whose operands are in shared memory at a time: as many as fit into `room` bytes, 1 to `most`."""
+    return max(1, min(most, room // stage_bytes))
+
+
 def points_per_program(programs: int, points: int, device: torch.device) -> int:
     """How many points one of `programs` programs takes in turn, so that there is work for the whole GPU.
 

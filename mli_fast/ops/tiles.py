@@ -49,6 +49,16 @@ def expect(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype |
         raise ValueError(f"{name} {tuple(shape)} has strides {tensor.stride()}: its last dimension is not contiguous")
 
 
+def input_precision(dtype: torch.dtype, tf32: bool) -> str:
+    """How `tl.dot` multiplies operands of that dtype: float32 in split precision, or rounded to TF32 beforehand.
+
+    Halves are multiplied as they are, and the interpreter multiplies exactly.
+    """
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if tf32 else "ieee" if INTERPRETED else "tf32x3"
+
+
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     """Launches go to the current device: make it the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

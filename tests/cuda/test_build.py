@@ -61,7 +61,11 @@ def test_says_when_it_was_built_without_cuda(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_module_imports_without_torch_and_without_a_gpu() -> None:
     code = "import sys; sys.path.insert(0, sys.argv[1]); import _native; print(getattr(_native, 'cuda', None))"
     folder = str(Path(native.module().__file__).parent)  # type: ignore[union-attr,arg-type]
-    subprocess.run([sys.executable, "-c", code, folder], check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    code += "; print('torch' in sys.modules)"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code, folder], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "False"
 
 
 @pytest.fixture

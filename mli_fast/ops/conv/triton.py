@@ -17,13 +17,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mli_fast.ops.epilogue import ACTIVATIONS
+from mli_fast.ops import launching
+from mli_fast.ops.epilogue import ACTIVATIONS, Epilogue
 from mli_fast.ops.tiles import (
     activated,
     add_weighted,
     affine,
     bound,
     coefficient_column,
+    input_precision,
     on_device,
     rounded_to_tf32,
     settled,
@@ -241,34 +243,14 @@ def conv(
             out=out,
         ).squeeze(-2)
 
-    shared = x.ndim == 4
-    if coefficients.ndim != 2 or coefficients.dtype != torch.float64 or coefficients.shape[1] != len(weights):
-        raise ValueError(
-            f"coefficients: expected float64 [P, {len(weights)}], got {coefficients.dtype} {tuple(coefficients.shape)}"
-        )
-    P, R = coefficients.shape
-    B, C, H, W = x.shape[-4:]
-    N, _, KH, KW = weights[0].shape
-    sizes = zip((H, W), (KH, KW), stride, padding, dilation, strict=True)
-    OH, OW = ((size + 2 * pad - d * (k - 1) - 1) // s + 1 for size, k, s, pad, d in sizes)
-    if OH < 0 or OW < 0 or max(B * OH * OW, (H + 2 * padding[0]) * (W + 2 * padding[1]) * C) >= 2**31:
-        raise ValueError(f"conv: x {tuple(x.shape)} does not fit kernel {(KH, KW)} or 32-bit numbers of pixels")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r} is not one of {', '.join(map(repr, ACTIVATIONS))}")
-    shape = (P, B, N, OH, OW)
     dtype = dtype or x.dtype
-    if dtype not in (x.dtype, torch.float32) or (out is not None and out.dtype != dtype):
-        raise ValueError(f"out: {dtype if out is None else out.dtype} is neither {x.dtype} nor the float32 asked for")
+    shape = _output_shape(x, weights, coefficients, stride, padding, dilation)
+    P, B, N, OH, OW = shape
+    C, H, W = x.shape[-3:]
+    R, (KH, KW) = len(weights), weights[0].shape[-2:]
     if out is None:
         out = torch.empty(P, B, OH, OW, N, dtype=dtype, device=x.device).movedim(-1, 2)
-    _check("x", x, (B, C, H, W) if shared else (P, B, C, H, W), x.device, -3)
-    for r, weight in enumerate(weights):
-        _check(f"weights[{r}]", weight, (N, C, KH, KW), x.device, -3)
-    _check("coefficients", coefficients, (P, R), x.device)
-    _check("scale", scale, (P, N), x.device)
-    _check("shift", shift, (P, N), x.device)
-    _check("residual", residual, shape, x.device, -3)
-    _check("out", out, shape, x.device, -3)
+    _check_operands(x, weights, coefficients, Epilogue(scale, shift, residual, activation), dtype, out, shape)
     if not prod(shape):
         return out
 
@@ -277,8 +259,6 @@ def conv(
     pixel_tiles, n_tiles = triton.cdiv(B * OH * OW, block.pixels), triton.cdiv(N, block.n)
     first, step = spaced([w.movedim(1, -1) for w in weights])  # a copy keeps the channels innermost
     rounds = tf32 and x.dtype == torch.float32
-    # halves are multiplied as they are, and the interpreter multiplies exactly
-    precision = "ieee" if x.dtype != torch.float32 or not x.is_cuda else "tf32" if rounds else "tf32x3"
     stage_bytes = channel_block * tap_block * (R * block.n * first.element_size() + block.pixels * x.element_size())
     with on_device(x):
         conv_fwd_kernel[(P * pixel_tiles * n_tiles,)](
@@ -299,7 +279,7 @@ def conv(
             *stride,
             *padding,
             *dilation,
-            0 if shared else B * C * H * W,
+            0 if x.ndim == 4 else B * C * H * W,
             step,
             pixel_tiles,
             n_tiles,
@@ -312,19 +292,58 @@ def conv(
             BT=tap_block,
             ACTIVATION=activation,
             TF32=rounds,
-            PRECISION=precision,
+            PRECISION=input_precision(x.dtype, tf32),
             num_warps=block.warps,
-            num_stages=_stages(block.stages, stage_bytes, x.device),
+            num_stages=launching.stages(block.stages, stage_bytes, launching.shared_memory(x.device)),
         )
     return out
 
 
-def _stages(most: int, stage_bytes: int, device: torch.device) -> int:
-    """Steps whose operands are in shared memory at a time: at most `most`, as many as fit."""
-    if device.type != "cuda":
-        return most
-    room = triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
-    return max(1, min(most, room // stage_bytes))
+def _output_shape(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    coefficients: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int, int, int, int]:
+    """[P, B, N, OH, OW]; raises where the coefficients are none, or the image does not fit."""
+    if coefficients.ndim != 2 or coefficients.dtype != torch.float64 or coefficients.shape[1] != len(weights):
+        raise ValueError(
+            f"coefficients: expected float64 [P, {len(weights)}], got {coefficients.dtype} {tuple(coefficients.shape)}"
+        )
+    B, C, H, W = x.shape[-4:]
+    N, _, KH, KW = weights[0].shape
+    sizes = zip((H, W), (KH, KW), stride, padding, dilation, strict=True)
+    OH, OW = ((size + 2 * pad - d * (k - 1) - 1) // s + 1 for size, k, s, pad, d in sizes)
+    if OH < 0 or OW < 0 or max(B * OH * OW, (H + 2 * padding[0]) * (W + 2 * padding[1]) * C) >= 2**31:
+        raise ValueError(f"conv: x {tuple(x.shape)} does not fit kernel {(KH, KW)} or 32-bit numbers of pixels")
+    return len(coefficients), B, N, OH, OW
+
+
+def _check_operands(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    coefficients: Tensor,
+    after: Epilogue,
+    dtype: torch.dtype,
+    out: Tensor,
+    shape: tuple[int, int, int, int, int],
+) -> None:
+    P, B, N = shape[:3]
+    C, H, W = x.shape[-3:]
+    if after.activation not in ACTIVATIONS:
+        raise ValueError(f"activation={after.activation!r} is not one of {', '.join(map(repr, ACTIVATIONS))}")
+    if dtype not in (x.dtype, torch.float32) or out.dtype != dtype:
+        raise ValueError(f"out: {out.dtype} is not {dtype}, which has to be {x.dtype} or float32")
+    _check("x", x, (B, C, H, W) if x.ndim == 4 else (P, B, C, H, W), x.device, -3)
+    for r, weight in enumerate(weights):
+        _check(f"weights[{r}]", weight, (N, C, *weights[0].shape[-2:]), x.device, -3)
+    _check("coefficients", coefficients, (P, len(weights)), x.device)
+    _check("scale", after.scale, (P, N), x.device)
+    _check("shift", after.shift, (P, N), x.device)
+    _check("residual", after.residual, shape, x.device, -3)
+    _check("out", out, shape, x.device, -3)
 
 
 def _check(

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mli_fast.ops import launching
 from mli_fast.ops.cross_entropy.triton import (
     MAX_CLASSES,
     check_targets,
@@ -23,7 +24,16 @@ from mli_fast.ops.cross_entropy.triton import (
     safe,
     tile_statistics,
 )
-from mli_fast.ops.tiles import add_weighted, bound, coefficient_column, on_device, rounded_to_tf32, settled, spaced
+from mli_fast.ops.tiles import (
+    add_weighted,
+    bound,
+    coefficient_column,
+    input_precision,
+    on_device,
+    rounded_to_tf32,
+    settled,
+    spaced,
+)
 
 
 class Blocks(NamedTuple):
@@ -228,8 +238,6 @@ def linear_cross_entropy(
     logits = torch.empty(P, M, dtype=torch.float32, device=x.device)
     first, step = spaced(weights)
     rounds = tf32 and x.dtype == torch.float32
-    # halves are multiplied as they are, and the interpreter multiplies exactly
-    precision = "ieee" if x.dtype != torch.float32 or not x.is_cuda else "tf32" if rounds else "tf32x3"
     stage_bytes = block.k * (R * block.v * first.element_size() + block.m * x.element_size())
     with on_device(x):
         linear_cross_entropy_fwd_kernel[(P * row_tiles * tiles,)](
@@ -255,9 +263,9 @@ def linear_cross_entropy(
             BK=block.k,
             GROUP=_GROUP,
             TF32=rounds,
-            PRECISION=precision,
+            PRECISION=input_precision(x.dtype, tf32),
             num_warps=block.warps,
-            num_stages=_stages(block.stages, stage_bytes, x.device),
+            num_stages=launching.stages(block.stages, stage_bytes, launching.shared_memory(x.device)),
         )
         merge_tiles_kernel[(triton.cdiv(P * M, _MERGED_ROWS),)](
             largest,
@@ -276,14 +284,6 @@ def linear_cross_entropy(
             num_warps=4,
         )
     return losses, predictions
-
-
-def _stages(most: int, stage_bytes: int, device: torch.device) -> int:
-    """Steps whose operands are in shared memory at a time: at most `most`, as many as fit."""
-    if device.type != "cuda":
-        return most
-    room = triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
-    return max(1, min(most, room // stage_bytes))
 
 
 def _check(x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, shift: Tensor | None, targets: Tensor) -> None:

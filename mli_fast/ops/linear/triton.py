@@ -18,13 +18,13 @@ from torch import Tensor
 from mli_fast.ops import launching
 from mli_fast.ops.epilogue import ACTIVATIONS, Epilogue
 from mli_fast.ops.tiles import (
-    INTERPRETED,
     activated,
     add_weighted,
     affine,
     bound,
     coefficient_column,
     expect,
+    input_precision,
     on_device,
     plus_product,
     rounded_to_tf32,
@@ -33,12 +33,6 @@ from mli_fast.ops.tiles import (
 )
 
 COMPUTE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-_INPUT_PRECISION = {
-    "float32": "ieee" if INTERPRETED else "tf32x3",
-    "tf32": "tf32",
-    "bfloat16": "ieee",  # of no consequence to 16-bit operands
-    "float16": "ieee",
-}
 _UNROLLED = tl.constexpr(4)  # anchors up to which the loop over them is unrolled
 
 
@@ -447,7 +441,7 @@ def _launch(
             PRODUCTS=len(ahead.products),
             SHARED=product.ndim == 2,
             COMPUTE=COMPUTE[compute],
-            PRECISION=_INPUT_PRECISION[precision],
+            PRECISION=input_precision(compute, tf32),
             ACTIVATION=after.activation,
             FIRST_ACTIVATION=ahead.activation,
             **blocks,
@@ -469,7 +463,7 @@ def stages_that_fit(
     """
     stage = (weight_bytes * blocks["BLOCK_N"] + input_bytes * blocks["BLOCK_M"]) * blocks["BLOCK_K"]
     aside = operand_bytes * blocks["BLOCK_M"] * blocks["BLOCK_K"]
-    return max(1, min(blocks["num_stages"], (limit - aside) // stage))
+    return launching.stages(blocks["num_stages"], stage, limit - aside)
 
 
 def _precision(compute: torch.dtype, tf32: bool) -> str:
