@@ -64,6 +64,11 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % 64 else tensor
 
 
+def packed(tensor: Tensor | None) -> Tensor | None:
+    """The tensor contiguous in memory, None for None."""
+    return None if tensor is None else tensor.contiguous()
+
+
 def channels_last(tensor: Tensor) -> Tensor:
     """[B, C, *spatial] with the channels innermost in memory; copied only if they are not."""
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1)

@@ -12,7 +12,7 @@ from mli_fast import native
 from mli_fast.ops.combine import reference
 from mli_fast.ops.dispatch import PLAIN, choose
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import as_operator, as_rows, per_point, placed, stack
+from mli_fast.ops.points import as_operator, as_rows, packed, per_point, placed, stack
 
 
 def combine(
@@ -42,8 +42,8 @@ def combine(
     if kernel == PLAIN:
         return reference.combine(products, coefficients, epilogue, channel, dtype)
     what_follows: dict[str, Any] = {
-        "scale": None if epilogue.scale is None else epilogue.scale.contiguous(),
-        "shift": None if epilogue.shift is None else epilogue.shift.contiguous(),
+        "scale": packed(epilogue.scale),
+        "shift": packed(epilogue.shift),
         "residual": None if residuals is None else stack(residuals),  # type: ignore[arg-type]
         "activation": epilogue.activation,
     }

@@ -16,7 +16,7 @@ from mli_fast.ops.combine import combine
 from mli_fast.ops.conv import cudnn, reference
 from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import as_operator, channels_last, per_point, placed, stack
+from mli_fast.ops.points import as_operator, channels_last, packed, per_point, placed, stack
 
 
 class Geometry(NamedTuple):
@@ -111,8 +111,8 @@ def _triton(
         stride=geometry.stride,
         padding=geometry.padding,
         dilation=geometry.dilation,
-        scale=None if epilogue.scale is None else epilogue.scale.contiguous(),
-        shift=None if epilogue.shift is None else epilogue.shift.contiguous(),
+        scale=packed(epilogue.scale),
+        shift=packed(epilogue.shift),
         residual=None if residual is None else points_channels_last(residual),
         activation=epilogue.activation,
         tf32=current().tf32,
@@ -135,8 +135,8 @@ def _native(
         stride=geometry.stride,
         padding=geometry.padding,
         dilation=geometry.dilation,
-        scale=None if epilogue.scale is None else epilogue.scale.contiguous(),
-        shift=None if epilogue.shift is None else epilogue.shift.contiguous(),
+        scale=packed(epilogue.scale),
+        shift=packed(epilogue.shift),
         residual=None if epilogue.residual is None else channels_last(epilogue.residual),
         activation=epilogue.activation,
         algorithm="winograd" if _winograd(x.shape, weights[0].shape, geometry) else "direct",

@@ -11,7 +11,7 @@ from mli_fast import native
 from mli_fast.ops.backend import current
 from mli_fast.ops.cross_entropy import fused, reference
 from mli_fast.ops.dispatch import PLAIN, choose, shape_class
-from mli_fast.ops.points import per_point, placed
+from mli_fast.ops.points import packed, per_point, placed
 
 IGNORED = -100  # PyTorch's ignore_index: such a target has loss 0 and counts for nothing
 
@@ -52,9 +52,10 @@ def linear_cross_entropy(
         return fused.linear_cross_entropy(x, weights, coefficients, shift, targets)
     from mli_fast.ops.cross_entropy import fused_triton
 
-    vector = None if shift is None else shift.contiguous()
     where = placed(coefficients, x.device)
-    return fused_triton.linear_cross_entropy(x.contiguous(), weights, where, vector, targets, tf32=current().tf32)
+    return fused_triton.linear_cross_entropy(
+        x.contiguous(), weights, where, packed(shift), targets, tf32=current().tf32
+    )
 
 
 def fuses(x: Tensor, weights: Sequence[Tensor]) -> bool:

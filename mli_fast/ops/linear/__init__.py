@@ -15,7 +15,7 @@ from mli_fast.ops.combine import combine
 from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.linear import reference
-from mli_fast.ops.points import as_operator, per_point, placed
+from mli_fast.ops.points import as_operator, packed, per_point, placed
 
 
 def linear(
@@ -85,17 +85,13 @@ def _by_kernel(
         x.reshape(points, rows, depth).contiguous(),
         weights,
         placed(coefficients, x.device),
-        scale=_packed(epilogue.scale),
-        shift=_packed(epilogue.shift),
+        scale=packed(epilogue.scale),
+        shift=packed(epilogue.shift),
         residual=None if epilogue.residual is None else epilogue.residual.reshape(points, rows, columns).contiguous(),
         activation=epilogue.activation,
         **options,
     )
     return out.view(*x.shape[:-1], columns)
-
-
-def _packed(vectors: Tensor | None) -> Tensor | None:
-    return None if vectors is None else vectors.contiguous()
 
 
 def linear_at(x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, epilogue: Epilogue) -> Tensor:

@@ -15,7 +15,7 @@ from mli_fast.ops.combine import combine
 from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.linear import linear, products
-from mli_fast.ops.points import as_operator, per_point, placed
+from mli_fast.ops.points import as_operator, packed, per_point, placed
 
 
 class Layer(NamedTuple):
@@ -99,8 +99,8 @@ def _native(x: Tensor | None, products: Sequence[Tensor] | None, layers: Sequenc
         native.Blended(
             products if i == 0 and products is not None else layer.weights,
             layer.coefficients.contiguous(),
-            _packed(layer.epilogue.scale),
-            _packed(layer.epilogue.shift),
+            packed(layer.epilogue.scale),
+            packed(layer.epilogue.shift),
             layer.epilogue.activation,
         )
         for i, layer in enumerate(layers)
@@ -141,23 +141,19 @@ def _of_products(products: Sequence[Tensor], first: Layer, second: Layer, dtype:
     out = triton.linear_of_products(
         [t.reshape(-1, depth) for t in products],
         placed(first.coefficients, device),
-        _packed(first.epilogue.scale),
-        _packed(first.epilogue.shift),
+        packed(first.epilogue.scale),
+        packed(first.epilogue.shift),
         first.epilogue.activation,
         second.weights,
         placed(second.coefficients, device),
-        scale=_packed(second.epilogue.scale),
-        shift=_packed(second.epilogue.shift),
+        scale=packed(second.epilogue.scale),
+        shift=packed(second.epilogue.shift),
         residual=None if residual is None else residual.reshape(points, -1, columns).contiguous(),
         activation=second.epilogue.activation,
         tf32=current().tf32,
         dtype=dtype,
     )
     return out.view(points, *rows, columns)
-
-
-def _packed(vectors: Tensor | None) -> Tensor | None:
-    return None if vectors is None else vectors.contiguous()
 
 
 def chain_at(
