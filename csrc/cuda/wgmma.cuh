@@ -98,6 +98,15 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address) {
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]) \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
 
+// The instruction of one width for each kind of operand.
+#define MLI_BY_OPERAND(WGMMA)                       \
+  if constexpr (OPERAND == Operand::bf16) {         \
+    WGMMA("k16", "bf16.bf16", ", 0");               \
+  } else if constexpr (OPERAND == Operand::fp16) {  \
+    WGMMA("k16", "f16.f16", ", 0");                 \
+  } else {                                          \
+    WGMMA("k8", "tf32.tf32", "");                   \
+  }
 // clang-format on
 
 // d (+)= a b^T; `accumulate` 0 starts from zero. Between fence() and commit(); a, d and b stay untouched until wait().
@@ -105,43 +114,17 @@ template <Operand OPERAND, int N>
 __device__ __forceinline__ void multiply(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, int accumulate) {
   static_assert(N == 256 || N == 128 || N == 64 || N == 16, "no such instruction here");
   if constexpr (N == 256) {
-    if constexpr (OPERAND == Operand::bf16) {
-      MLI_WGMMA_256("k16", "bf16.bf16", ", 0");
-    } else if constexpr (OPERAND == Operand::fp16) {
-      MLI_WGMMA_256("k16", "f16.f16", ", 0");
-    } else {
-      MLI_WGMMA_256("k8", "tf32.tf32", "");
-    }
-  }
-  if constexpr (N == 128) {
-    if constexpr (OPERAND == Operand::bf16) {
-      MLI_WGMMA_128("k16", "bf16.bf16", ", 0");
-    } else if constexpr (OPERAND == Operand::fp16) {
-      MLI_WGMMA_128("k16", "f16.f16", ", 0");
-    } else {
-      MLI_WGMMA_128("k8", "tf32.tf32", "");
-    }
-  }
-  if constexpr (N == 64) {
-    if constexpr (OPERAND == Operand::bf16) {
-      MLI_WGMMA_64("k16", "bf16.bf16", ", 0");
-    } else if constexpr (OPERAND == Operand::fp16) {
-      MLI_WGMMA_64("k16", "f16.f16", ", 0");
-    } else {
-      MLI_WGMMA_64("k8", "tf32.tf32", "");
-    }
-  }
-  if constexpr (N == 16) {
-    if constexpr (OPERAND == Operand::bf16) {
-      MLI_WGMMA_16("k16", "bf16.bf16", ", 0");
-    } else if constexpr (OPERAND == Operand::fp16) {
-      MLI_WGMMA_16("k16", "f16.f16", ", 0");
-    } else {
-      MLI_WGMMA_16("k8", "tf32.tf32", "");
-    }
+    MLI_BY_OPERAND(MLI_WGMMA_256)
+  } else if constexpr (N == 128) {
+    MLI_BY_OPERAND(MLI_WGMMA_128)
+  } else if constexpr (N == 64) {
+    MLI_BY_OPERAND(MLI_WGMMA_64)
+  } else {
+    MLI_BY_OPERAND(MLI_WGMMA_16)
   }
 }
 
+#undef MLI_BY_OPERAND
 #undef MLI_WGMMA_256
 #undef MLI_WGMMA_128
 #undef MLI_WGMMA_64
