@@ -2,52 +2,131 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-POLICIES = ("interpolate", "start", "end")
-LATER = ("recalibrate", "recalibrate-ema", "batch")
+from mli_fast.blended.tensors import resolved
+
+CALIBRATED = ("recalibrate", "recalibrate-ema")
+POLICIES = ("interpolate", *CALIBRATED, "batch", "start", "end")
 
 
 def check(policy: str, calibration: object) -> None:
-    """Raise unless this version has the policy.
+    """Raise unless there is such a policy and its data.
 
     Raises:
-        ValueError: unknown, not there yet, or `calibration` given to a policy that uses none.
+        ValueError: unknown, calibration data missing, or given to a policy that uses none.
     """
-    if policy in LATER:
-        raise ValueError(
-            f"batch_norm={policy!r} comes with a later version of mli_fast; this one has "
-            f"{', '.join(map(repr, POLICIES))}"
-        )
     if policy not in POLICIES:
-        raise ValueError(f"batch_norm={policy!r} is not one of {', '.join(map(repr, POLICIES + LATER))}")
-    if calibration is not None:
-        raise ValueError(f"calibration is used by batch_norm='recalibrate' alone; batch_norm={policy!r} needs none")
+        raise ValueError(f"batch_norm={policy!r} is not one of {', '.join(map(repr, POLICIES))}")
+    if policy in CALIBRATED and calibration is None:
+        raise ValueError(
+            f"batch_norm={policy!r} needs calibration=: the data that the statistics are taken over, as for loader"
+        )
+    if policy not in CALIBRATED and calibration is not None:
+        uses = " and ".join(map(repr, CALIBRATED))
+        raise ValueError(f"calibration is used by batch_norm={uses} alone; batch_norm={policy!r} needs none")
+
+
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The modules that keep running statistics, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
 
 
 def running_statistics(model: nn.Module) -> list[str]:
     """The names of every batch norm's running mean and variance."""
-    return [
-        f"{name}.{buffer}" if name else buffer
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm)
-        for buffer in ("running_mean", "running_var")
-        if getattr(module, buffer) is not None
-    ]
+    return [name for module in batch_norms(model) for name in names_of(module)]
 
 
-def coefficients(model: nn.Module, policy: str, default: Tensor) -> dict[str, Tensor]:
-    """The coefficients [P, R] of the running statistics where they do not move as the parameters do.
+def names_of(module: str) -> tuple[str, str]:
+    """The names of a batch norm's running mean and variance."""
+    prefix = f"{module}." if module else ""
+    return f"{prefix}running_mean", f"{prefix}running_var"
+
+
+def held(policy: str, default: Tensor) -> Tensor | None:
+    """The coefficients [P, R] of running statistics that are one end's everywhere; None for other policies.
 
     Args:
-        model: the architecture.
-        policy: "interpolate" (as the parameters), "start" (the first anchor's), "end" (the last anchor's).
+        policy: "start" is the first anchor's, "end" the last anchor's.
         default: float64 [P, R], those of the parameters.
     """
-    if policy == "interpolate":
-        return {}
-    held = torch.zeros_like(default)
-    held[:, 0 if policy == "start" else -1] = 1.0
-    return dict.fromkeys(running_statistics(model), held)
+    if policy not in ("start", "end"):
+        return None
+    one_hot = torch.zeros_like(default)
+    one_hot[:, 0 if policy == "start" else -1] = 1.0
+    return one_hot
+
+
+class Moments(NamedTuple):
+    """Of n values per channel: their mean [C] and biased variance [C]."""
+
+    n: int
+    mean: Tensor
+    variance: Tensor
+
+    @staticmethod
+    def of(x: Tensor) -> Moments:
+        """Those of a batch norm's input [B, C, ...], by PyTorch's own kernel."""
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+        return Moments(x.numel() // x.shape[1], mean, variance)
+
+    def merged(self, other: Moments) -> Moments:
+        """Those of both together, in float64 (Chan et al. 1979)."""
+        n, step = self.n + other.n, other.mean.double() - self.mean.double()
+        mean = self.mean.double() + step * (other.n / n)
+        squares = self.variance.double() * self.n + other.variance.double() * other.n
+        return Moments(n, mean, (squares + step * step * (self.n * other.n / n)) / n)
+
+    def unbiased(self, name: str) -> Tensor:
+        """The variance as running statistics hold it, times n / (n - 1).
+
+        Raises:
+            ValueError: a single value per channel has none.
+        """
+        if self.n < 2:
+            raise ValueError(f"batch norm {name!r} saw a single value per channel in the calibration data: give more")
+        return self.variance * (self.n / (self.n - 1))
+
+
+Visit = Callable[[str, _BatchNorm, Tensor], tuple[Tensor, Tensor]]
+
+
+@contextlib.contextmanager
+def normalising_by(model: nn.Module, visit: Visit) -> Iterator[None]:
+    """Within the block every batch norm of `model` normalises its input by what `visit` says of it.
+
+    Args:
+        model: one whose state nobody else sees, in eval mode, with values that `functional_call` puts in and takes out.
+        visit: (name, module, input [B, C, ...]) -> mean and variance [C].
+    """
+
+    def hook(name: str) -> Callable[[nn.Module, tuple], None]:
+        def before(module: nn.Module, args: tuple) -> None:
+            assert isinstance(module, _BatchNorm)
+            mean, variance = visit(name, module, resolved(args[0]))
+            module._buffers["running_mean"], module._buffers["running_var"] = mean, variance
+
+        return before
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in batch_norms(model).items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def of_the_batch(name: str, module: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The statistics that batch norm uses in training, of the batch at hand."""
+    _, mean, variance = Moments.of(x)
+    return mean, variance

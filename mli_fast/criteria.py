@@ -122,6 +122,10 @@ class Criterion:
         """The losses of a batch that has been checked; every tensor of `outputs` has the points in dimension 0."""
         raise TypeError(f"{type(self).__name__} scores nothing")
 
+    def losses(self, outputs: Any, targets: Any) -> Tensor:
+        """Each example's loss at one point, its terms summed, [B] in float64; may be differentiated, either way."""
+        raise TypeError(f"{type(self).__name__} has no losses")
+
 
 class CrossEntropy(Criterion):
     """-log softmax(outputs)[target]; outputs [A, B, C, *terms], targets [B, *terms]."""
@@ -154,6 +158,10 @@ class CrossEntropy(Criterion):
     def _losses(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return cross_entropy(rows, targets)
 
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        terms = F.cross_entropy(outputs.double(), targets.long(), reduction="none", ignore_index=IGNORED)
+        return terms.reshape(len(targets), -1).sum(1)
+
 
 class NegativeLogLikelihood(CrossEntropy):
     """-outputs[target], for outputs that are log-probabilities already."""
@@ -165,6 +173,10 @@ class NegativeLogLikelihood(CrossEntropy):
         ignored = targets == IGNORED
         index = targets.masked_fill(ignored, 0)[None, :, None].expand(len(rows), -1, 1)
         return (-rows.gather(2, index)[..., 0]).double().masked_fill(ignored, 0.0), rows.argmax(-1)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        terms = F.nll_loss(outputs.double(), targets.long(), reduction="none", ignore_index=IGNORED)
+        return terms.reshape(len(targets), -1).sum(1)
 
 
 class CausalLanguageModel(CrossEntropy):
@@ -182,6 +194,9 @@ class CausalLanguageModel(CrossEntropy):
     def score(self, outputs: Tensor | LastProduct, targets: Tensor) -> Scored:
         return self._scored(outputs, F.pad(targets[:, 1:], (0, 1), value=IGNORED))
 
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().losses(outputs[:, :-1].movedim(-1, 1), targets[:, 1:])
+
 
 class MeanSquaredError(Criterion):
     """Per example the mean over the output's elements of (output - target)^2."""
@@ -193,8 +208,10 @@ class MeanSquaredError(Criterion):
         _check_same_shape(self.name, outputs, targets, batch)
 
     def score(self, outputs: Tensor, targets: Tensor) -> Scored:
-        losses = [(z.double() - targets.double()).square().reshape(len(z), -1).mean(1) for z in outputs]
-        return Scored(outputs.shape[1], torch.stack(losses))
+        return Scored(outputs.shape[1], torch.stack([self.losses(z, targets) for z in outputs]))
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.double() - targets.double()).square().reshape(len(outputs), -1).mean(1)
 
 
 class BinaryCrossEntropy(Criterion):
@@ -215,9 +232,13 @@ class BinaryCrossEntropy(Criterion):
         t = targets.double().reshape(len(targets), -1)
         losses, hits = [], []
         for z in outputs.double().reshape(len(outputs), len(targets), -1):
-            losses.append(F.binary_cross_entropy_with_logits(z, t, reduction="none").mean(1))
+            losses.append(self.losses(z, t))
             hits.append(((z > 0) == (t > 0.5)).double().mean(1).masked_fill(losses[-1].isnan(), float("nan")))
         return Scored(outputs.shape[1], torch.stack(losses), torch.stack(hits))
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        terms = F.binary_cross_entropy_with_logits(outputs.double(), targets.double(), reduction="none")
+        return terms.reshape(len(targets), -1).mean(1)
 
 
 class Custom(Criterion):
@@ -243,6 +264,9 @@ class Custom(Criterion):
             return scored
         parts = classified.hits, classified.targets, classified.predictions, classified.classes
         return Scored(scored.examples, rows, *parts, of_batch)
+
+    def losses(self, outputs: Any, targets: Any) -> Tensor:
+        return example_losses(self.name, self.function, outputs, targets, None)[0]
 
 
 def losses_of_points(

@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mli_fast import functionals
 from mli_fast.criteria import Criterion, Late, Scored, losses_of_points, point_of
 
 Array = NDArray[np.float64]
-METRICS = ("accuracy", "class_loss", "class_accuracy", "prediction_histogram")
-LATER = ("gauss_length", "path_length")
+BY_CLASS = ("class_loss", "class_accuracy", "prediction_histogram")
+METRICS = ("accuracy", *BY_CLASS, *functionals.NAMES)
 
 
 def check_metrics(metrics: Any) -> tuple[tuple[str, ...], dict[str, Callable[..., Tensor]]]:
     """Split `metrics` into names and callables; a dict of callables comes with the accuracy.
 
     Raises:
-        ValueError: an unknown name, or one that a later version brings.
+        ValueError: an unknown name.
         TypeError: neither names nor a mapping of callables.
     """
     if isinstance(metrics, Mapping):
@@ -36,10 +36,6 @@ def check_metrics(metrics: Any) -> tuple[tuple[str, ...], dict[str, Callable[...
         return ("accuracy",), dict(metrics)
     names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     for name in names:
-        if name in LATER:
-            raise ValueError(
-                f"metric {name!r} comes with a later version of mli_fast; this one has {', '.join(METRICS)}"
-            )
         if name not in METRICS:
             raise ValueError(
                 f"metric {name!r} is not one of {', '.join(METRICS)}; for your own pass a dict name -> callable"
@@ -118,6 +114,9 @@ class Values:
     class_sums: dict[str, Tensor] = field(default_factory=dict)  # [A, classes]
     class_counts: Tensor | None = None  # [classes]
     late: Late | None = None
+    outputs: Tensor | None = None  # [A, B, D], where a functional wants them
+    predictions: Tensor | None = None  # [A, B * terms], likewise
+    counted: Tensor | None = None  # [B * terms]
 
 
 class Reducer:
@@ -128,14 +127,25 @@ class Reducer:
         names: the named metrics.
         functions: the caller's metrics.
         points: P.
+        alphas: [P] where the points are a line's, in any order; None where they have no order.
+
+    Raises:
+        ValueError: a metric of a line, and the points are none.
     """
 
     def __init__(
-        self, criterion: Criterion, names: Sequence[str], functions: Mapping[str, Callable[..., Tensor]], points: int
+        self,
+        criterion: Criterion,
+        names: Sequence[str],
+        functions: Mapping[str, Callable[..., Tensor]],
+        points: int,
+        alphas: Array | None = None,
     ) -> None:
         self.criterion, self.names, self.functions, self.points = criterion, tuple(names), dict(functions), points
         self.count = 0
         self.batches = 0
+        self._is_line = alphas is not None
+        self._functionals = functionals.Functionals(self.names, alphas)
         self._means: dict[str, Mean] = {}
         self._step = Mean()
         self._no_spread: set[str] = set()
@@ -144,9 +154,14 @@ class Reducer:
         self._late: list[tuple[int, Tensor, Late]] = []  # batch, its numbers
 
     @property
+    def wants_slopes(self) -> bool:
+        """Whether a metric needs derivatives along the path."""
+        return self._functionals.wants_slopes
+
+    @property
     def takes_last_product(self) -> bool:
         """Whether outputs may come as a `LastProduct`: nothing but the criterion looks at them."""
-        return self.criterion.takes_last_product and not self.functions
+        return self.criterion.takes_last_product and not self.functions and not self._functionals.wants_outputs
 
     def values(self, outputs: Any, targets: Any, check: bool) -> Values:
         """What is kept of the batch at hand at some points; changes nothing.
@@ -172,6 +187,8 @@ class Reducer:
             found.rows["accuracy"] = _per_example(hits, scored.examples)
             found.weights["accuracy"] = weights if scored.hits.shape == scored.losses.shape else None
         self._add_classes(found, scored, counted)
+        self._keep(found, outputs, scored)
+        found.counted = counted
         for name, function in self.functions.items():
             rows, of_batch = losses_of_points(f"metric {name!r}", function, outputs, targets, self.batches)
             found.rows[name], found.weights[name] = rows, None
@@ -180,14 +197,11 @@ class Reducer:
         return found
 
     def _add_classes(self, found: Values, scored: Scored, counted: Tensor | None) -> None:
-        wanted = [n for n in self.names if n != "accuracy"]
+        wanted = [n for n in self.names if n in BY_CLASS]
         if not wanted:
             return
         if scored.targets is None or scored.predictions is None or scored.hits is None or scored.classes is None:
-            raise ValueError(
-                f"batch {self.batches}: metric {wanted[0]!r} needs class targets, which criterion "
-                f"{self.criterion.name!r} does not have here"
-            )
+            raise self._needs_classes(wanted[0])
         classes, ones = scored.classes, torch.ones_like(scored.losses[0])
         targets = scored.targets if counted is None else scored.targets.where(counted, classes)
         predicted = scored.predictions if counted is None else scored.predictions.where(counted, classes)
@@ -200,15 +214,45 @@ class Reducer:
         for name in wanted:
             found.class_sums[name] = torch.stack([sums[name](i) for i in range(len(scored.losses))])
 
-    def add(self, rows: Mapping[str, Tensor], of_all: Values) -> None:
+    def _needs_classes(self, name: str) -> ValueError:
+        return ValueError(
+            f"batch {self.batches}: metric {name!r} needs class targets, which criterion "
+            f"{self.criterion.name!r} does not have here"
+        )
+
+    def _keep(self, found: Values, outputs: Any, scored: Scored) -> None:
+        """What the functionals want to see of all points."""
+        if self._functionals.wants_outputs:
+            if not isinstance(outputs, Tensor):
+                raise ValueError(
+                    f"functionals of a line need outputs that are one tensor, got {type(outputs).__name__}"
+                )
+            found.outputs = outputs.reshape(len(outputs), scored.examples, -1)
+        if self._functionals.wants_predictions is not None:
+            if scored.predictions is None:
+                raise self._needs_classes(self._functionals.wants_predictions)
+            found.predictions = scored.predictions
+
+    def _of_functionals(self, rows: Mapping[str, Tensor], of_all: Values, tangents: Tensor | None) -> dict[str, Tensor]:
+        found = self._functionals.rows(rows["loss"], of_all.outputs, of_all.predictions, tangents)
+        for name, values in found.items():
+            if functionals.FUNCTIONALS[name].needs == "predictions":
+                if of_all.counted is not None:
+                    values = values.masked_fill(~of_all.counted, 0.0)
+                found[name], of_all.weights[name] = _per_example(values, of_all.examples), of_all.weights["loss"]
+        return found
+
+    def add(self, rows: Mapping[str, Tensor], of_all: Values, tangents: Tensor | None = None) -> None:
         """Take in a batch of which every point has been scored.
 
         Args:
             rows: the batch's values [P, B].
-            of_all: the rest, with the class sums of all points.
+            of_all: the rest, with the class sums, outputs and predictions of all points.
+            tangents: d outputs / d alpha [P, B, D], where `wants_slopes`.
         """
+        rows = {**rows, **self._of_functionals(rows, of_all, tangents)}
         for name, values in rows.items():
-            self._means.setdefault(name, Mean()).add(values, of_all.weights[name])
+            self._means.setdefault(name, Mean()).add(values, of_all.weights.get(name))
         if self.points > 1:
             self._step.add(rows["loss"].diff(dim=0), of_all.weights["loss"])
         self._no_spread |= of_all.no_spread
@@ -234,31 +278,34 @@ class Reducer:
             if failed:
                 raise late.error(batch, low, high)
 
-    def dataset(self, alphas: Array) -> xr.Dataset:
-        """Everything as an xarray.Dataset with dimension `alpha` (and `class`)."""
-        variables: dict[str, Any] = {}
+    def variables(self) -> dict[str, tuple[tuple[str, ...], Any]]:
+        """Everything as name -> (dimensions, values); of the dimensions "point" and "class" the points are first."""
+        found: dict[str, tuple[tuple[str, ...], Any]] = {}
         unknown = np.full(self.points, np.nan)
         for name, mean in self._means.items():
-            variables[name] = ("alpha", mean.value if mean.n else unknown)
-            known = mean.n and name not in self._no_spread
-            variables[f"{name}_stderr"] = ("alpha", mean.stderr if known else unknown)
-        known = self._step.n and "loss" not in self._no_spread
-        variables["loss_step"] = ("alpha", np.append(np.nan, self._step.value) if self._step.n else unknown)
-        variables["loss_step_stderr"] = ("alpha", np.append(np.nan, self._step.stderr) if known else unknown)
-        coordinates: dict[str, Any] = {"alpha": alphas}
-        if "accuracy" in self.names and "accuracy" not in variables:
-            variables["accuracy"] = variables["accuracy_stderr"] = ("alpha", unknown)
-        if self._class_sums:
-            assert self._class_counts is not None
+            of_line = self._functionals.of_line(name)
+            value = mean.value if mean.n else unknown
+            stderr = mean.stderr if mean.n and name not in self._no_spread else unknown
+            for variable, values in ((name, value), (f"{name}_stderr", stderr)):
+                found[variable] = ((), values[0]) if of_line else (("point",), values)
+        similarities = self._functionals.cka()
+        if similarities is not None:
+            found[functionals.CKA] = ("point",), similarities
+        if self._is_line:
+            known = self._step.n and "loss" not in self._no_spread
+            found["loss_step"] = ("point",), np.append(np.nan, self._step.value) if self._step.n else unknown
+            found["loss_step_stderr"] = ("point",), np.append(np.nan, self._step.stderr) if known else unknown
+        if "accuracy" in self.names and "accuracy" not in found:
+            found["accuracy"] = found["accuracy_stderr"] = ("point",), unknown
+        if self._class_counts is not None:
             counts = self._class_counts.cpu().numpy()
-            coordinates["class"] = np.arange(len(counts))
-            for name, values in self._class_sums.items():
-                sums = values.cpu().numpy()
+            for name, of_class in self._class_sums.items():
+                sums = of_class.cpu().numpy()
                 with np.errstate(invalid="ignore", divide="ignore"):
                     per_class = sums.astype(np.int64) if name == "prediction_histogram" else sums / counts
-                variables[name] = (("alpha", "class"), per_class)
-        variables["count"] = ((), np.int64(self.count))
-        return xr.Dataset(variables, coords=coordinates)
+                found[name] = ("point", "class"), per_class
+        found["count"] = (), np.int64(self.count)
+        return found
 
 
 class Batch:
@@ -268,22 +315,38 @@ class Batch:
         self._reducer = reducer
         self._rows: dict[str, Tensor] = {}  # [P, B]
         self._class_sums: dict[str, Tensor] = {}  # [P, classes]
+        self._kept: dict[str, Tensor] = {}  # outputs, predictions, tangents [P, ...], where a functional wants them
         self._last: Values | None = None
         self._late: Late | None = None
 
     def put(self, start: int, values: Values) -> None:
         """Fill in points start, start + 1, ...; `values` may be overwritten afterwards."""
-        for mine, theirs in ((self._rows, values.rows), (self._class_sums, values.class_sums)):
-            for name, rows in theirs.items():
-                if name not in mine:
-                    mine[name] = rows.new_full((self._reducer.points, rows.shape[1]), float("nan"))
-                mine[name][start : start + len(rows)] = rows
+        kept = {"outputs": values.outputs, "predictions": values.predictions}
+        self._fill(self._rows, start, values.rows)
+        self._fill(self._class_sums, start, values.class_sums)
+        self._fill(self._kept, start, {name: rows for name, rows in kept.items() if rows is not None})
         self._last, self._late = values, values.late or self._late
+
+    def put_slope(self, p: int, slope: Tensor, tangent: Tensor) -> None:
+        """Fill in point p's derivatives along the path: of the losses [B], and of the outputs [B, D]."""
+        if functionals.SLOPE in self._reducer.names:
+            self._fill(self._rows, p, {functionals.SLOPE: slope[None]})
+        self._fill(self._kept, p, {"tangents": tangent[None]})
+
+    def _fill(self, mine: dict[str, Tensor], start: int, theirs: Mapping[str, Tensor]) -> None:
+        for name, rows in theirs.items():
+            if name not in mine:
+                mine[name] = rows.new_zeros((self._reducer.points, *rows.shape[1:]))
+            mine[name][start : start + len(rows)] = rows
 
     def close(self) -> None:
         """All points are in: add them to the sums."""
         assert self._last is not None
-        self._reducer.add(self._rows, replace(self._last, class_sums=self._class_sums, late=self._late))
+        outputs, predictions, tangents = (self._kept.get(name) for name in ("outputs", "predictions", "tangents"))
+        of_all = replace(
+            self._last, class_sums=self._class_sums, late=self._late, outputs=outputs, predictions=predictions
+        )
+        self._reducer.add(self._rows, of_all, tangents)
 
 
 def _by_class(index: Tensor, values: Tensor, classes: int) -> Tensor:

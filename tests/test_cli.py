@@ -20,6 +20,7 @@ import mli_fast
 from mli_fast.cli import app, text
 from mli_fast.cli.arguments import parse_alphas
 from mli_fast.result import SweepResult, load
+from mli_fast.schedules import power
 
 USER_CODE = """
     import torch
@@ -177,13 +178,44 @@ def test_sweep_passes_every_option_on(user: Path, monkeypatch: pytest.MonkeyPatc
         "device": "cpu",
     }
     options = sweep_options(**given)
-    done = invoke("sweep", *options, "--metric", "accuracy", "--metric", "class_loss", "--progress")
+    moves = ["--schedule", "bias=start", "--schedule", "head.*=power:2", "--tol", "0.5"]
+    done = invoke("sweep", *options, *moves, "--metric", "accuracy", "--metric", "class_loss", "--progress")
     assert done.exit_code == 0, done.output
     model, theta_0, theta_t, data, alphas = stub.arguments
     assert isinstance(model, nn.Linear)
     assert (theta_0, theta_t, alphas) == ("start.safetensors", "end.safetensors", [0.0, 0.25, 1.0])
     assert torch.equal(data[1], torch.arange(10) % 4)
-    assert stub.options == {**given, "chunk": 7, "metrics": ("accuracy", "class_loss"), "progress": True}
+    passed_on = {"calibration": None, "schedule": {"bias": "start", "head.*": power(2)}, "tol": 0.5}
+    assert stub.options == {
+        **given,
+        **passed_on,
+        "chunk": 7,
+        "metrics": ("accuracy", "class_loss"),
+        "progress": True,
+    }
+
+
+def test_sweep_recalibrates_over_data_named_like_the_loader(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = Stub()
+    monkeypatch.setattr(mli_fast, "sweep", stub, raising=False)
+    arguments = [
+        *sweep_options(batch_norm="recalibrate"),
+        "--calibration",
+        "usercode:make_pair",
+        "--alphas",
+        "adaptive",
+    ]
+    done = invoke("sweep", *arguments)
+    assert done.exit_code == 0, done.output
+    assert stub.arguments[4] == "adaptive"
+    assert torch.equal(stub.options["calibration"][1], torch.arange(10) % 4)
+
+
+@pytest.mark.parametrize("given", ["bias", "bias=", "=start", "bias=power:x", "bias=power:-1"])
+def test_sweep_says_how_a_schedule_is_given(user: Path, given: str) -> None:
+    done = invoke("sweep", *sweep_options(), "--schedule", given)
+    assert done.exit_code != 0
+    assert f"--schedule {given}" in done.stderr
 
 
 def test_sweep_defaults_are_those_of_the_library(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +231,9 @@ def test_sweep_defaults_are_those_of_the_library(user: Path, monkeypatch: pytest
         "criterion": "cross_entropy",
         "metrics": ("accuracy",),
         "batch_norm": "interpolate",
+        "calibration": None,
+        "schedule": None,
+        "tol": None,
         "precision": None,
         "device": None,
         "backend": "auto",

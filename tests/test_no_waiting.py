@@ -49,13 +49,13 @@ def swept(name: str, dtype: torch.dtype | None, metrics: tuple[str, ...]) -> Wor
     work = Work(
         Network(c.model, default_forward, dtype, META),
         Points(without_values(pairs), coefficients, {}, dtype),
-        Reducer(criterion(c.criterion), metrics, {}, POINTS),
+        Reducer(criterion(c.criterion), metrics, {}, POINTS, np.linspace(0, 1, POINTS)),
         np.linspace(0, 1, POINTS),
         META,
     )
     with torch.no_grad(), requested("auto"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(work.reducer, "finish", lambda: None)
-        run.run(work, without_values(c.batches), progress=False)
+        run.run([work], without_values(c.batches), progress=False)
     return work
 
 

@@ -409,25 +409,6 @@ def test_the_policies_of_batch_norm_differ() -> None:
     assert all(np.abs(a - b).max() > 1e-3 for a, b in ((curves[0], curves[1]), (curves[0], curves[2])))
 
 
-# ------------------------------------------------------------------------------------------------ what is still to come
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        pytest.param({"schedule": {"*": "linear"}}, "schedule", id="schedule"),
-        pytest.param({"batch_norm": "recalibrate"}, "recalibrate", id="recalibrate"),
-        pytest.param({"batch_norm": "recalibrate-ema"}, "recalibrate-ema", id="recalibrate-ema"),
-        pytest.param({"batch_norm": "batch"}, "batch_norm", id="batch"),
-        pytest.param({"metrics": ("gauss_length",)}, "gauss_length", id="gauss_length"),
-        pytest.param({"metrics": ("accuracy", "path_length")}, "path_length", id="path_length"),
-    ],
-)
-def test_what_is_not_there_yet_says_so(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=f"(?is)(?=.*{told})(?=.*(not.*(yet|available|supported|implemented)|later))"):
-        case("cnn-bn").sweep(3, **options)
-
-
 # ----------------------------------------------------------------------------------------------- progress and compiling
 
 

@@ -11,15 +11,17 @@ from typing import Any
 
 from torch import nn
 
+from mli_fast.schedules import power
 
-def parse_alphas(text: str) -> int | list[float]:
+
+def parse_alphas(text: str) -> int | str | list[float]:
     """A whole number is a count of points from 0 to 1; anything with a comma or a point is a list of values.
 
     Args:
         text: What was given.
 
     Returns:
-        The count, or the values.
+        The count, the values, or "adaptive".
 
     Raises:
         ValueError: If it is neither.
@@ -32,6 +34,8 @@ def parse_alphas(text: str) -> int | list[float]:
         >>> parse_alphas("0.5")
         [0.5]
     """
+    if text == "adaptive":
+        return text
     try:
         return int(text)
     except ValueError:
@@ -39,7 +43,39 @@ def parse_alphas(text: str) -> int | list[float]:
     try:
         return [float(part) for part in text.rstrip(", ").split(",")]
     except ValueError:
-        raise ValueError(f"--alphas {text!r}: give a count such as 50, or values such as 0,0.25,1") from None
+        raise ValueError(f"--alphas {text!r}: give a count such as 50, values such as 0,0.25,1, or adaptive") from None
+
+
+def parse_schedule(texts: Sequence[str]) -> dict[str, Any] | None:
+    """What ``--schedule WHICH=HOW`` stand for; None where there are none.
+
+    Args:
+        texts: What was given.
+
+    Returns:
+        Kind, layer or pattern -> schedule.
+
+    Raises:
+        ValueError: If one has another form.
+
+    Examples:
+        >>> parse_schedule(["bias=start", "head.*=power:2"])
+        {'bias': 'start', 'head.*': Power(exponent=2.0)}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        which, equals, how = text.rpartition("=")
+        if not (which and equals and how):
+            raise ValueError(f"--schedule {text}: give it as WHICH=HOW, such as bias=start or head.*=power:2")
+        name, colon, exponent = how.partition(":")
+        if name == "power" and colon:
+            try:
+                found[which] = power(float(exponent))
+            except ValueError as error:
+                raise ValueError(f"--schedule {text}: {error}") from None
+        else:
+            found[which] = how
+    return found or None
 
 
 def parse_chunk(text: str) -> int | str:
@@ -93,12 +129,13 @@ def build_model(reference: str) -> nn.Module:
     return model
 
 
-def build_data(reference: str) -> Any:
+def build_data(reference: str, option: str = "--data") -> Any:
     """The data that ``--data pkg.mod:name`` stands for.
 
     Args:
         reference: Of a loader (an iterable of batches) or an ``(X, y)`` pair, or of something to call without arguments
             that returns one.
+        option: The option it was given to, for the messages.
 
     Returns:
         The loader or the pair.
@@ -107,19 +144,19 @@ def build_data(reference: str) -> Any:
         ValueError: If there is nothing of that name.
         TypeError: If it neither is data nor returns any.
     """
-    found = find_object("--data", reference)
+    found = find_object(option, reference)
     # A loader may be callable as well; a class that makes loaders is not one itself.
     if not isinstance(found, type) and _iterable(found):
         return found
     if not callable(found):
         raise TypeError(
-            f"--data {reference}: is of type {type(found).__name__}, neither an iterable of batches nor an (X, y) pair"
-            " nor a callable that returns one"
+            f"{option} {reference}: is of type {type(found).__name__}, neither an iterable of batches nor an (X, y) "
+            "pair nor a callable that returns one"
         )
-    data = _call("--data", reference, found)
+    data = _call(option, reference, found)
     if not _iterable(data):
         raise TypeError(
-            f"--data {reference}: returned {type(data).__name__} instead of an iterable of batches or an (X, y) pair"
+            f"{option} {reference}: returned {type(data).__name__} instead of an iterable of batches or an (X, y) pair"
         )
     return data
 

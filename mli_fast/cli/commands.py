@@ -81,19 +81,22 @@ def sweep(
     criterion: options.Criterion = "cross_entropy",
     metric: options.Metric = ["accuracy"],  # noqa: B006  typer copies it
     batch_norm: options.BatchNorm = "interpolate",
+    calibration: options.Calibration = None,
+    schedule: options.Schedule = [],  # noqa: B006  typer copies it
     precision: options.Precision = None,
     backend: options.Backend = "auto",
     chunk: options.Chunk = "auto",
     device: options.Device = None,
     out: options.Out = [],  # noqa: B006  typer copies it
     plot: options.Plot = None,
+    tol: options.Tol = None,
     progress: options.Progress = None,
     debug: options.Debug = False,
 ) -> None:
     """Evaluate a network at points (1 - alpha) theta_0 + alpha theta_T on the line between two checkpoints."""
     with text.errors_as_lines(debug):
         # All that can be found wrong without computing is found before it.
-        points = arguments.parse_alphas(alphas)
+        points, moves = arguments.parse_alphas(alphas), arguments.parse_schedule(schedule)
         for path in out:
             check_target(path)
         if plot is not None:
@@ -111,11 +114,14 @@ def sweep(
             criterion=criterion,
             metrics=arguments.parse_metrics(metric),
             batch_norm=batch_norm,
+            calibration=None if calibration is None else arguments.build_data(calibration, "--calibration"),
+            schedule=moves,
             precision=precision,
             device=device,
             backend=backend,
             chunk=arguments.parse_chunk(chunk),
             progress=progress,
+            tol=tol,
         )
         # Saved before anything else can go wrong.
         for path in out:

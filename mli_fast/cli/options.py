@@ -33,9 +33,9 @@ Data = Annotated[
 Alphas = Annotated[
     str,
     typer.Option(
-        help="Where to evaluate: a count of points from 0 to 1, or values such as 0,0.25,1 (outside [0, 1] "
-        "extrapolates).",
-        metavar="COUNT|LIST",
+        help="Where to evaluate: a count of points from 0 to 1, values such as 0,0.25,1 (outside [0, 1] "
+        "extrapolates), or 'adaptive': where the loss bends.",
+        metavar="COUNT|LIST|adaptive",
     ),
 ]
 Criterion = Annotated[
@@ -44,7 +44,8 @@ Criterion = Annotated[
 Metric = Annotated[
     list[str],
     typer.Option(
-        help="Beside the loss: accuracy, class_loss, class_accuracy, prediction_histogram; repeat for several, or "
+        help="Beside the loss: accuracy, class_loss, class_accuracy, prediction_histogram, gauss_length, "
+        "gauss_length_jvp, path_length, monotone_examples, flips, agreement, cka, loss_slope; repeat for several, or "
         "'none'.",
         metavar="NAME",
     ),
@@ -52,8 +53,26 @@ Metric = Annotated[
 BatchNorm = Annotated[
     str,
     typer.Option(
-        help="Running statistics of batch norm between the ends: interpolate, start or end.", metavar="POLICY"
+        help="Running statistics of batch norm between the ends: interpolate, start, end, batch, or recalibrate or "
+        "recalibrate-ema over --calibration.",
+        metavar="POLICY",
     ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(help="The data that batch norm is recalibrated over, given as --data is.", metavar="PKG.MOD:NAME"),
+]
+Schedule = Annotated[
+    list[str],
+    typer.Option(
+        help="Let some parameters move otherwise: WHICH=HOW, where WHICH is weight, bias, norm, embedding, last_bias, "
+        "a layer or a pattern of names, and HOW is start, end, linear, homogeneous or power:P; repeat for several.",
+        metavar="WHICH=HOW",
+    ),
+]
+Tol = Annotated[
+    float | None,
+    typer.Option(help="With --alphas adaptive: the error of the curve that is allowed; 0.01 if not given."),
 ]
 Precision = Annotated[
     str | None,

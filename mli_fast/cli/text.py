@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from mli_fast.result import SweepResult, describe
 
@@ -47,30 +48,32 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_summary(result: SweepResult) -> None:
-    """Print a result in a few lines: both ends, the lowest loss, and whether the curve is monotone.
+    """Print a result in a few lines: some points of a curve or a surface, or a line for each run or group.
 
     Args:
         result: The result of a sweep.
     """
-    order = np.argsort(result.alphas, kind="stable")
-    points = {"first": order[0], "last": order[-1]}
-    if np.isfinite(result.loss).any():
-        lowest = int(np.nanargmin(np.where(np.isfinite(result.loss), result.loss, np.nan)))
-        points = {"first": order[0], "lowest loss": lowest, "last": order[-1]}
-    head, rows = _curve_rows(result)
-    print_table(["<", *head], [[name, *rows[index]] for name, index in points.items()])
+    if _has_lines(result):
+        _print_lines(result)
+    else:
+        _print_points(result, _main_points(result))
     _print_verdict(result)
     _print_effort(result)
 
 
 def print_curve(result: SweepResult) -> None:
-    """Print every point of a result, in ascending alpha.
+    """Print every point of a curve, in ascending alpha; of a surface some, and of runs and groups a line for each.
 
     Args:
         result: The result of a sweep.
     """
-    head, rows = _curve_rows(result)
-    print_table(head, [rows[index] for index in np.argsort(result.alphas, kind="stable")])
+    if _has_lines(result):
+        _print_lines(result)
+    elif len(result.dims) > 1:
+        _print_points(result, _main_points(result))
+    else:
+        head, rows = _rows(result)
+        print_table(head, [rows[index] for index in _order(result)])
     _print_verdict(result)
 
 
@@ -134,13 +137,58 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     typer.echo(f"warning: {message}", err=True)
 
 
+def _has_lines(result: SweepResult) -> bool:
+    return result.dims[0] in ("run", "group")
+
+
+def _print_lines(result: SweepResult) -> None:
+    """The table of the runs or groups, with standard errors beside their values."""
+    table = result.table()
+    columns = {
+        name: _cells(table[name].to_numpy(), table.get(f"{name}_stderr"))
+        for name in table
+        if not name.endswith("_stderr")
+    }
+    head = [f"<{result.dims[0]}", *(name.replace("_", " ") for name in columns)]
+    print_table(head, [list(row) for row in zip(map(str, table.index), *columns.values(), strict=True)])
+
+
+def _print_points(result: SweepResult, named: Mapping[str, int]) -> None:
+    """Some points of a result, each under a name."""
+    head, rows = _rows(result)
+    print_table(["<", *head], [[name, *rows[index]] for name, index in named.items()])
+
+
+def _main_points(result: SweepResult) -> dict[str, int]:
+    """Names of points that say most -> their indices: of a surface its extremes and the anchors, else the ends."""
+    losses = np.where(np.isfinite(result.loss), result.loss, np.nan).ravel()
+    lowest = {} if np.isnan(losses).all() else {"lowest loss": int(np.nanargmin(losses))}
+    if result.dims != ("x", "y"):
+        order = _order(result)
+        return {"first": int(order[0]), **lowest, "last": int(order[-1])}
+    highest = {"highest loss": int(np.nanargmax(losses))} if lowest else {}
+    x, y = np.meshgrid(result["x"], result["y"], indexing="ij")
+    marks = result.provenance.get("marks", [])
+    return {
+        **lowest,
+        **highest,
+        **{f"nearest to {name}": int(np.argmin((x - at[0]) ** 2 + (y - at[1]) ** 2)) for name, at in marks},
+    }
+
+
+def _order(result: SweepResult) -> NDArray[np.intp]:
+    """Ascending along a line; single points as they are."""
+    positions = np.arange(result.size) if result.dims == ("point",) else result[result.dims[0]]
+    return np.argsort(positions, kind="stable")
+
+
 def _print_verdict(result: SweepResult) -> None:
-    if np.any((result.alphas >= 0.0) & (result.alphas <= 1.0)):
+    if result.dims == ("alpha",) and np.any((result.alphas >= 0.0) & (result.alphas <= 1.0)):
         typer.echo(f"monotone: {describe(result.monotonicity())}")
 
 
 def _print_effort(result: SweepResult) -> None:
-    parts = [f"{result.alphas.size} points"]
+    parts = [f"{result.size} points"]
     if "count" in result:
         parts.append(f"{result.count:,} examples")
     made = result.provenance
@@ -150,26 +198,27 @@ def _print_effort(result: SweepResult) -> None:
     typer.echo(", ".join(parts))
 
 
-def _curve_rows(result: SweepResult) -> tuple[list[str], list[list[str]]]:
+def _rows(result: SweepResult) -> tuple[list[str], list[list[str]]]:
     """Titles and one row of cells for each point, in the result's own order."""
-    head = ["alpha", "loss"]
-    columns = [[f"{alpha + 0.0:.4f}" for alpha in result.alphas], _with_error(result, "loss")]
-    if "accuracy" in result:
-        head.append("accuracy")
-        columns.append(_with_error(result, "accuracy"))
-    return head, [list(row) for row in zip(*columns, strict=True)]
+    table = result.to_dataframe()
+    columns = {axis: _cells(table[axis].to_numpy() + 0.0, digits=4) for axis in result.axes}
+    for name in ("loss", "accuracy"):
+        if name in table:
+            columns[name] = _cells(table[name].to_numpy(), table.get(f"{name}_stderr"))
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
-def _with_error(result: SweepResult, variable: str) -> list[str]:
+def _cells(values: NDArray[Any], errors: Iterable[float] | None = None, digits: int = 5) -> list[str]:
     """Cells of one variable, with its standard error where there is one; decimals line up unless the scale forbids."""
-    values = result[variable]
+    if values.dtype.kind == "b":
+        return ["yes" if value else "no" for value in values]
+    if values.dtype.kind != "f":
+        return [str(value) for value in values]
     largest = np.max(np.abs(values), where=np.isfinite(values), initial=0.0)
-    form = ".5f" if largest == 0.0 or 0.01 <= largest < 1e5 else ".5e"
-    if f"{variable}_stderr" not in result:
+    form = f".{digits}{'f' if largest == 0.0 or 0.01 <= largest < 1e5 else 'e'}"
+    if errors is None:
         return [f"{value:{form}}" for value in values]
-    return [
-        f"{value:{form}} +- {error:{form}}" for value, error in zip(values, result[f"{variable}_stderr"], strict=True)
-    ]
+    return [f"{value:{form}} +- {error:{form}}" for value, error in zip(values, errors, strict=True)]
 
 
 def in_short(value: Any) -> str:

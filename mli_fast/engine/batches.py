@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mli_fast.blended.memo import tensors_in
+
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
 
 
@@ -54,6 +56,11 @@ def checked_loader(loader: Any) -> Iterable[Any]:
             f"{type(loader).__name__}"
         )
     return loader
+
+
+def examples(batch: Any) -> int:
+    """How many examples a batch has: the length of its longest tensor."""
+    return max((len(t) for t in tensors_in(batch) if t.ndim), default=1)
 
 
 def shapes(x: Any) -> Any:

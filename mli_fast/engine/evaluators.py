@@ -13,7 +13,7 @@ from mli_fast.blended.memo import mapped, tensors_in
 from mli_fast.blended.products import layers_together
 from mli_fast.engine.guard import vmap_fallback_unmentioned
 from mli_fast.engine.network import Network
-from mli_fast.engine.plan import OneChain, Plan, fits_a_pass
+from mli_fast.engine.plan import OneChain, Plan, another_plan, fits_a_pass
 from mli_fast.engine.points import Points
 from mli_fast.ops.points import asynchronous
 
@@ -38,16 +38,21 @@ class LoopEngine:
         self._ending = ending
         self._nan_checked = False
 
-    def evaluate(self, batch: Any, start: int, stop: int) -> Iterator[Outputs]:
+    def evaluate(self, batch: Any, start: int, stop: int, memo: Memo | None = None) -> Iterator[Outputs]:
         """Outputs and targets of points start..stop-1.
+
+        Args:
+            batch: on the device.
+            start: the first point.
+            stop: the point after the last.
+            memo: of this batch, if others have one; else it gets its own.
 
         Raises:
             OneChain: the engine yields.
         """
-        memo = self.memo()
+        memo = memo if memo is not None and self._deferred else self.memo()
         for p in range(start, stop):
-            values = self._points.computed(p) if memo is None else self._points.deferred(p)
-            outputs, targets = self._forward(batch, values, memo, stop - start if p == start else 0)
+            outputs, targets = self._forward(batch, self._values(p), memo, stop - start if p == start else 0)
             if memo is not None and p == start and self._nan_is_unexplained(outputs):
                 self._check_nan(p, batch)
             yield p, _alone(outputs), targets
@@ -55,6 +60,13 @@ class LoopEngine:
     def memo(self) -> Memo | None:
         """For what all points of one batch share."""
         return Memo() if self._deferred else None
+
+    def _values(self, p: int) -> Mapping[str, Tensor]:
+        return self._points.deferred(p) if self._deferred else self._points.computed(p)
+
+    def pass_through(self, batch: Any, p: int, memo: Memo | None) -> None:
+        """A forward pass at point p, for what others see of it on the way."""
+        self._forward(batch, self._values(p), memo if self._deferred else None, 0)
 
     def step(self, batch: Any, coefficients: Sequence[Tensor], memo: Memo | None) -> tuple[Any, Any]:
         """Outputs and targets at one point, with coefficients [1, R] for each group of names.
@@ -127,8 +139,8 @@ class VmapEngine:
         if compiled:
             self._call = torch.compile(self._vmapped, dynamic=False)
 
-    def evaluate(self, batch: Any, start: int, stop: int) -> Iterator[Outputs]:
-        """Outputs and targets of points start..stop-1."""
+    def evaluate(self, batch: Any, start: int, stop: int, memo: Memo | None = None) -> Iterator[Outputs]:
+        """Outputs and targets of points start..stop-1; nothing is remembered."""
         yield start, *self.step(batch, self._points.groups(start, stop), None)
 
     def memo(self) -> Memo | None:
@@ -161,6 +173,37 @@ class VmapEngine:
             x, coefficients, *shift = outputs
             outputs = LastProduct(x, coefficients, shift[0] if shift else None, endings[0].weights)
         return outputs, kept[0]
+
+
+class Forwards:
+    """Forward passes at single points, for what is seen on the way.
+
+    Args:
+        network: the private copy of the model.
+        points: the values of its parameters.
+        deferred: False computes every value before each pass; that is also what happens where deferral fails.
+    """
+
+    def __init__(self, network: Network, points: Points, deferred: bool = True) -> None:
+        self.network, self.points = network, points
+        self._plan = Plan("loop", "one point at a time", 1, deferred=deferred)
+        self._engine = LoopEngine(network, points, deferred)
+
+    def memo(self) -> Memo | None:
+        """For what all points of one batch share."""
+        return self._engine.memo()
+
+    def run(self, batch: Any, p: int, memo: Memo | None) -> None:
+        """A forward pass of `batch`, which is on the device, at point p."""
+        try:
+            self._engine.pass_through(batch, p, memo)
+        except Exception as error:
+            device = next((t.device for t in tensors_in(batch)), torch.device("cpu"))
+            other = another_plan(self._plan, error, batch, 0, device)
+            if other is None:
+                raise
+            self._plan, self._engine = other, LoopEngine(self.network, self.points, other.deferred)
+            self._engine.pass_through(batch, p, memo)
 
 
 def engine_of(plan: Plan, network: Network, points: Points, ending: bool) -> LoopEngine | VmapEngine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mli_fast.blended import Memo
 from mli_fast.engine.evaluators import LoopEngine, Outputs, VmapEngine
 from mli_fast.engine.graphs import Recorder, Recording, Score, kind
 from mli_fast.engine.guard import Noise, first_line
@@ -37,13 +38,14 @@ class Passes:
         self._warm = 0
         self._noise = Noise()
 
-    def over(self, batch: Any, start: int, stop: int) -> Iterator[tuple[int, Values]]:
+    def over(self, batch: Any, start: int, stop: int, memo: Memo | None = None) -> Iterator[tuple[int, Values]]:
         """(first point, what is kept) of points start..stop-1, a pass at a time.
 
         Args:
             batch: on the device.
             start: the first point; 0 begins a batch.
             stop: the point after the last; for the vmap engine it is one pass.
+            memo: of this batch, where other points than these share what it holds.
         """
         size = 1 if isinstance(self._engine, LoopEngine) else stop - start
         key = None if self._recorder is None else kind(batch, size)
@@ -55,7 +57,7 @@ class Passes:
         self._seen.add(key)
         if start == 0:
             self._noise = Noise()
-        eager = self._engine.evaluate(batch, start, stop)
+        eager = self._engine.evaluate(batch, start, stop, memo)
         for at in range(start, stop, size):
             trial = key is not None and self._warm == WARM
             yield self._timed(eager, size) if trial else self._next(eager)

@@ -24,6 +24,7 @@ class Points:
         coefficients: float64 [P, R] for every name that `others` does not list, on the device of the anchors.
         others: name -> float64 [P, R], likewise.
         dtype: the compute dtype of floating values, None for each its own.
+        tables: name -> the values themselves at all points, [P, *shape], for names that are no combination of anchors.
     """
 
     def __init__(
@@ -32,9 +33,12 @@ class Points:
         coefficients: Tensor,
         others: Mapping[str, Tensor],
         dtype: torch.dtype | None,
+        tables: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.anchors = anchors
+        self._tables = dict(tables or {})
+        self.anchors = {name: group for name, group in anchors.items() if name not in self._tables}
         self.count = len(coefficients)
+        self._others = dict(others)
         self._one = ONE[0]  # on the CPU: known without asking a GPU
         self._groups: list[Tensor] = [coefficients]
         self._group: dict[str, int] = {}
@@ -44,8 +48,8 @@ class Points:
             if not known:
                 self._groups.append(own)
         self._dtype = dtype
-        self._constants = {n: self._constant(a[0]) for n, a in anchors.items() if len(a) == 1}
-        self._moving = [n for n, a in anchors.items() if len(a) > 1]
+        self._constants = {n: self._constant(a[0]) for n, a in self.anchors.items() if len(a) == 1}
+        self._moving = [n for n, a in self.anchors.items() if len(a) > 1]
         vectors = [n for n in self._moving if anchors[n][0].ndim <= 1]
         self._matrices = [n for n in self._moving if anchors[n][0].ndim > 1]
         self._packed = self._pack(vectors)
@@ -64,34 +68,56 @@ class Points:
 
     def deferred(self, p: int) -> dict[str, Tensor]:
         """The values at point p, not computed yet but for the vectors, which one blend computes together."""
-        return self._values([g[p] for g in self._groups], self._vectors_at(p))
+        return self._values(self._rows(p), self._vectors_at(p))
 
     def deferred_with(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
-        """`deferred` at coefficients [R] for each group of names, wherever they come from."""
+        """`deferred` with a row of each of `groups`, wherever it comes from."""
         vectors: dict[str, BlendedTensor] = {}
         for group, packed in self._packed:
             vectors.update(packed.with_row(rows[group]))
         return self._values(rows, vectors)
+
+    def table(self, name: str) -> Tensor:
+        """All points' values of a name, [P, *shape]."""
+        anchors = self.anchors[name]
+        if len(anchors) == 1:
+            return anchors[0].to(self.dtype_of(anchors[0])).expand(self.count, *anchors[0].shape).clone()
+        return blend(anchors, self._groups[self._group.get(name, 0)], self.dtype_of(anchors[0]))
+
+    def with_tables(self, tables: Mapping[str, Tensor]) -> Points:
+        """These points with the values [P, *shape] of `tables` for its names."""
+        return Points(self.anchors, self._groups[0], self._others, self._dtype, {**self._tables, **tables})
+
+    @property
+    def moving(self) -> list[str]:
+        """The names whose values are not the same at all points."""
+        return self._moving
 
     def _values(self, rows: Sequence[Tensor], vectors: Mapping[str, BlendedTensor]) -> dict[str, Tensor]:
         values: dict[str, Tensor] = dict(self._constants)
         for name in self._matrices:
             values[name] = self._blended(name, rows[self._group.get(name, 0)])
         values.update(vectors)
+        for name, row in zip(self._tables, rows[len(self._groups) :], strict=False):
+            values[name] = BlendedTensor.make((row,), self._one, row.dtype, value=row)
         return values
+
+    def _rows(self, p: int) -> list[Tensor]:
+        return [t[p] for t in (*self._groups, *self._tables.values())]
 
     def computed(self, p: int) -> dict[str, Tensor]:
         """The values at point p, in memory that the next point's are written to."""
-        return self.computed_with([g[p] for g in self._groups])
+        return self.computed_with(self._rows(p))
 
     def computed_with(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
-        """`computed` at coefficients [R] for each group of names, wherever they come from."""
+        """`computed` with a row of each of `groups`, wherever it comes from."""
         if self._blenders is None:
             self._blenders = self._alike()
         values: dict[str, Tensor] = {}
         for names, group, blender in self._blenders:
             row = self._one if group is None else rows[group]
             values.update(zip(names, blender(row), strict=True))
+        values.update(zip(self._tables, rows[len(self._groups) :], strict=False))
         for name, anchors in self.anchors.items():
             if name not in values:
                 values[name] = anchors[0].to(self.dtype_of(anchors[0]), copy=True)
@@ -111,12 +137,12 @@ class Points:
         ]
 
     def groups(self, start: int, stop: int) -> list[Tensor]:
-        """The coefficients [A, R] of points start..stop-1, a tensor for each group of names, the constants' last."""
+        """What tells points start..stop-1: coefficients [A, R] of each group of names, tables, the constants' last."""
         ones = torch.ones(stop - start, 1, dtype=torch.float64, device=self._groups[0].device)
-        return [*(g[start:stop] for g in self._groups), ones]
+        return [*(t[start:stop] for t in (*self._groups, *self._tables.values())), ones]
 
     def batched(self, coefficients: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The values under vmap over the coefficients [R] of every group.
+        """The values under vmap over a row of each of `groups`.
 
         Constants are per point as all others are: whether two anchors agree must not change the layout of what follows,
         and with it the order of its sums.
@@ -127,6 +153,7 @@ class Points:
                 values[name] = BlendedTensor.make(constant.anchors, coefficients[-1], constant.dtype)
         for name in self._moving:
             values[name] = self._blended(name, coefficients[self._group.get(name, 0)])
+        values.update(zip(self._tables, coefficients[len(self._groups) :], strict=False))
         return values
 
     def _pack(self, names: Sequence[str]) -> list[tuple[int, Vectors]]:

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from mli_fast.measures.curves import Float64, in_order, real_curve
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,7 @@ def min_delta(values: ArrayLike) -> float:
         >>> min_delta([3.0, 2.0, 2.0, 1.0])
         0.0
     """
-    curve = _curve("values", values)
-    if curve.size == 0:
-        raise ValueError("values is empty: min Delta needs at least one point")
-    return _largest_rise(curve)[0]
+    return _largest_rise(real_curve("values", values, least=1))[0]
 
 
 def monotonicity(alphas: ArrayLike, values: ArrayLike, tol: float = 0.0) -> Monotonicity:
@@ -85,19 +84,13 @@ def monotonicity(alphas: ArrayLike, values: ArrayLike, tol: float = 0.0) -> Mono
         >>> monotonicity([1.0, 0.0, 0.5, 1.5], [0.5, 2.0, 1.0, 9.0]).monotone
         True
     """
-    points, curve = _curve("alphas", alphas), _curve("values", values)
-    if points.shape != curve.shape:
-        raise ValueError(f"alphas and values must have the same length, got {points.size} and {curve.size}")
-    if not np.isfinite(points).all():
-        raise ValueError("alphas must be finite, got NaN or infinity")
+    points, curve = in_order(alphas, values)
     if not tol >= 0.0:
         raise ValueError(f"tol must be zero or more, got {tol}")
     inside = (points >= 0.0) & (points <= 1.0)
     if not inside.any():
         raise ValueError("no alpha lies in [0, 1], where monotonicity is defined")
     points, curve = points[inside], curve[inside]
-    order = np.argsort(points, kind="stable")
-    points, curve = points[order], curve[order]
 
     rise, start, end = _largest_rise(curve)
     found = rise > 0.0
@@ -110,17 +103,7 @@ def monotonicity(alphas: ArrayLike, values: ArrayLike, tol: float = 0.0) -> Mono
     )
 
 
-def _curve(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    """Check that ``values`` is one real curve and return it as float64 [A]."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}")
-    if array.ndim != 1:
-        raise ValueError(f"{name} must be 1-D, got shape {array.shape}")
-    return array.astype(np.float64)
-
-
-def _largest_rise(curve: NDArray[np.float64]) -> tuple[float, int, int]:
+def _largest_rise(curve: Float64) -> tuple[float, int, int]:
     """Largest rise of a curve [A], A >= 1, and the indices where it starts and ends, in one pass: O(A)."""
     if np.isnan(curve).any():
         return math.nan, 0, 0

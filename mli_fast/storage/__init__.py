@@ -1,6 +1,6 @@
-"""A result's dataset to and from files (.nc, .json, .csv), bit for bit in every format."""
+"""A result's dataset to and from files (.nc, .json, .csv), bit for bit; and how its points are laid out."""
 
 from mli_fast.storage.files import check_folder, check_target, load_dataset, save_dataset
-from mli_fast.storage.table import split_columns
+from mli_fast.storage.layout import all_columns, layout_of
 
-__all__ = ["check_folder", "check_target", "load_dataset", "save_dataset", "split_columns"]
+__all__ = ["all_columns", "check_folder", "check_target", "layout_of", "load_dataset", "save_dataset"]

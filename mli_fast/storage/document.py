@@ -28,7 +28,8 @@ def read_json(path: Path) -> xr.Dataset:
     """Read what ``write_json`` wrote."""
     document = json.loads(path.read_text(encoding="utf-8"))
     check_header(document)
-    return assemble(document, {name: unpack(packed) for name, packed in document["variables"].items()})
+    sizes = document["sizes"]
+    return assemble(document, {name: unpack(packed, sizes) for name, packed in document["variables"].items()})
 
 
 def header_of(dataset: xr.Dataset) -> dict[str, Any]:
@@ -81,10 +82,13 @@ def pack(variable: xr.Variable) -> dict[str, Any]:
     }
 
 
-def unpack(packed: Mapping[str, Any]) -> xr.Variable:
-    """The variable that ``pack`` was given."""
+def unpack(packed: Mapping[str, Any], sizes: Mapping[str, int]) -> xr.Variable:
+    """The variable that ``pack`` was given, from the document's sizes of dimensions."""
     floating = packed["dtype"].startswith("float")
     data = np.array(_decode(packed["data"]) if floating else packed["data"], dtype=packed["dtype"])
+    if data.size == 0:
+        # Nested lists do not say the sizes that follow one of zero.
+        data = data.reshape([sizes[dim] for dim in packed["dims"]])
     return xr.Variable(packed["dims"], data, packed["attrs"])
 
 

@@ -53,7 +53,7 @@ def save_dataset(dataset: xr.Dataset, path: str | os.PathLike[str]) -> None:
 
     Args:
         dataset: Variables of real, integer, boolean or string dtype.
-        path: File to write, ``.nc`` (NetCDF-4), ``.json`` or ``.csv`` (one row per alpha).
+        path: File to write, ``.nc`` (NetCDF-4), ``.json`` or ``.csv`` (one row per point).
 
     Raises:
         ValueError: If the suffix is not a known one, or a variable cannot be stored.
@@ -107,6 +107,8 @@ def _check_storable(dataset: xr.Dataset) -> None:
             raise ValueError(f"variable {name!r} has dtype {variable.dtype}, which cannot be stored")
         if "/" in str(name):
             raise ValueError(f"variable {name!r} has a '/' in its name, which NetCDF takes for a folder; rename it")
+        if " " in str(name) and name in dataset.coords and name not in dataset.dims:
+            raise ValueError(f"coordinate {name!r} has a space in its name, where NetCDF ends it; rename it")
 
 
 def _known(path: Path, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:

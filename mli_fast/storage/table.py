@@ -1,4 +1,4 @@
-"""A dataset to and from CSV: one row per alpha, under a header line that holds all that is no column."""
+"""A dataset to and from CSV: one row per point, under a header line that holds all that is no column."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +14,27 @@ import numpy as np
 import xarray as xr
 
 from mli_fast.storage.document import assemble, check_header, header_of, number_to_text, pack, text_to_value, unpack
+from mli_fast.storage.layout import all_columns, labels, layout_of, on_points
 
 
 def write_csv(dataset: xr.Dataset, path: Path) -> None:
-    """Write what has an alpha dimension as columns, and all else into the header line."""
+    """Write what lies on all point dimensions as columns, and all else into the header line.
+
+    A coordinate that lies on a part of them is in the header too, and as a column only for who reads the table.
+    """
     header = header_of(dataset)
-    header["rows"] = dataset.sizes["alpha"]
-    header["columns"] = {}
-    header["variables"] = {}
-    names: list[str] = []
-    columns: list[list[str]] = []
-    for name in sorted(dataset.variables, key=lambda name: name != "alpha"):
-        variable = dataset.variables[name]
-        if "alpha" not in variable.dims:
-            header["variables"][str(name)] = pack(variable)
-            continue
-        header["columns"][str(name)] = {key: value for key, value in pack(variable).items() if key != "data"}
-        for column, values in split_columns(dataset, str(name)):
-            names.append(column)
-            columns.append([number_to_text(value) for value in values.tolist()])
+    dims, names = layout_of(dataset), on_points(dataset)
+    header["points"] = list(dims)
+    header["rows"] = math.prod(dataset.sizes[dim] for dim in dims)
+    header["labels"] = [name for name, _ in labels(dataset)]
+    packed = {str(name): pack(variable) for name, variable in dataset.variables.items()}
+    header["columns"] = {name: {key: packed[name][key] for key in ("dims", "dtype", "attrs")} for name in names}
+    header["variables"] = {name: entry for name, entry in packed.items() if name not in names}
+    table = all_columns(dataset)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(zip(*columns, strict=True))
+    writer.writerow([name for name, _ in table])
+    writer.writerows(zip(*(_texts(values) for _, values in table), strict=True))
     path.write_text(f"# {json.dumps(header, allow_nan=False)}\n{buffer.getvalue()}", encoding="utf-8", newline="")
 
 
@@ -51,38 +48,32 @@ def read_csv(path: Path) -> xr.Dataset:
     check_header(header)
     if not lines or not lines[-1].endswith("\n"):
         raise ValueError("its last line is cut short")
-    _, *rows = csv.reader(lines)
+    names, *rows = csv.reader(lines)
     if len(rows) != header["rows"]:
         raise ValueError(f"{header['rows']} rows announced, {len(rows)} found")
-    columns = iter(list(zip(*rows, strict=True)))
-    variables = {name: unpack(packed) for name, packed in header["variables"].items()}
+    columns = iter(list(zip(*rows, strict=True)) if rows else [()] * len(names))
+    # Files of before there were other layouts do not name theirs.
+    points, label_names = header.get("points", ["alpha"]), header.get("labels", [])
+    found_labels = list(itertools.islice(columns, len(label_names)))
+    sizes = header["sizes"]
+    variables = {name: unpack(packed, sizes) for name, packed in header["variables"].items()}
     for name, packed in header["columns"].items():
-        dims = packed["dims"]
-        others = [dim for dim in dims if dim != "alpha"]
-        shape = [header["sizes"][dim] for dim in others]
+        others = [dim for dim in packed["dims"] if dim not in points]
+        shape = [sizes[dim] for dim in others]
         texts = list(itertools.islice(columns, math.prod(shape)))
         if len(texts) < math.prod(shape):
             raise ValueError(f"fewer columns than its header describes, {name!r} is not whole")
         data = [[text_to_value(text, packed["dtype"]) for text in column] for column in texts]
-        array = np.array(data, dtype=packed["dtype"]).reshape([*shape, header["rows"]])
-        variables[name] = xr.Variable([*others, "alpha"], array, packed["attrs"]).transpose(*dims)
+        array = np.array(data, dtype=packed["dtype"]).reshape([*shape, *(sizes[dim] for dim in points)])
+        variables[name] = xr.Variable([*others, *points], array, packed["attrs"]).transpose(*packed["dims"])
     if next(columns, None) is not None:
         raise ValueError("more columns than its header describes")
-    return assemble(header, variables)
+    dataset = assemble(header, variables)
+    for (name, values), texts in zip(labels(dataset), found_labels, strict=True):
+        if _texts(values) != list(texts):
+            raise ValueError(f"its rows are not in the order they were written in: column {name!r} differs")
+    return dataset
 
 
-def split_columns(dataset: xr.Dataset, name: str) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """A variable with an alpha dimension as columns [A]: itself, or one per class as ``class_loss[3]``.
-
-    Args:
-        dataset: The dataset, for the labels of the other dimensions.
-        name: The variable.
-
-    Yields:
-        Column name and values.
-    """
-    variable = dataset[name].transpose(..., "alpha")
-    others = variable.dims[:-1]
-    for index in np.ndindex(variable.shape[:-1]):
-        labels = [dataset[dim].values[i] if dim in dataset else i for dim, i in zip(others, index, strict=True)]
-        yield f"{name}[{','.join(map(str, labels))}]" if labels else name, variable.values[index]
+def _texts(values: np.ndarray[Any, Any]) -> list[str]:
+    return [number_to_text(value) for value in values.tolist()]

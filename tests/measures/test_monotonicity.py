@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from mli_fast.measures import Monotonicity, min_delta, monotonicity
+from tests.measures.curves import CURVES, POWERS, WHOLE, reference_curve
 
 REAL = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
@@ -129,3 +131,16 @@ def test_a_gap_outside_does_not_count() -> None:
 def test_bad_input_is_refused(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_reference_curve_rises_at_its_tail() -> None:
+    found = monotonicity(*reference_curve())
+    assert found.min_delta == pytest.approx(0.0199, abs=1e-12)
+    assert (round(found.start_alpha, 4), found.end_alpha, found.monotone) == (0.9184, 1.0, False)
+
+
+@given(CURVES, POWERS, WHOLE)
+def test_min_delta_scales_with_the_curve_and_ignores_its_offset(
+    values: NDArray[np.float64], scale: float, shift: int
+) -> None:
+    assert min_delta(scale * values + scale * shift) == scale * min_delta(values)

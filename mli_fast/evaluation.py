@@ -1,0 +1,404 @@
+"""What all verbs do: anchors and points made, the engine run over the data, the results gathered."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mli_fast import batch_norm as batch_norms
+from mli_fast import functionals, native, schedules, version
+from mli_fast.buffers import reused
+from mli_fast.checkpoints import Anchors, Source, gather, load_state
+from mli_fast.criteria import criterion as criterion_of
+from mli_fast.engine import Work, run
+from mli_fast.engine.batches import checked_loader, checked_pair, cut, default_forward, is_pair
+from mli_fast.engine.calibration import calibrated
+from mli_fast.engine.feeding import fed, resident
+from mli_fast.engine.guard import on, random_state_kept
+from mli_fast.engine.network import Network
+from mli_fast.engine.points import Points
+from mli_fast.engine.rows import bytes_per_example, rows_per_pass
+from mli_fast.engine.slopes import Slopes
+from mli_fast.ops.backend import Choice, requested, require, triton_version
+from mli_fast.ops.dispatch import KERNELS
+from mli_fast.options import PRECISIONS, Options
+from mli_fast.paths import Path
+from mli_fast.reducers import Reducer, check_metrics
+
+Array = NDArray[np.float64]
+Data = Iterable[Any] | tuple[Tensor, Tensor]
+
+
+class NonFiniteWarning(UserWarning, RuntimeWarning):
+    """A checkpoint holds NaN or Inf."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Points of one path.
+
+    Attributes:
+        path: the path.
+        points: [P], or [P, k] of a path with k axes.
+        moving: the names that move along it; None: all.
+        held: the anchor whose values all other names have.
+    """
+
+    path: Path
+    points: Array
+    moving: frozenset[str] | None = None
+    held: int = 0
+
+
+class Evaluation:
+    """One call of a verb: a network, its data and the options; use it as a context.
+
+    Within the context random states, device and arithmetic are those of the work; afterwards they are the caller's.
+
+    Args:
+        model: the architecture.
+        loader: the data, read once by each `run`.
+        options: the rest.
+
+    Raises:
+        ValueError: data or options that do not fit.
+        TypeError: of the wrong kind.
+    """
+
+    def __init__(self, model: nn.Module, loader: Data, options: Options) -> None:
+        self.options = options
+        self.criterion = criterion_of(options.criterion)
+        self.device = options.place(model)
+        require(options.backend, self.device)
+        self._model: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: see Options.compile
+        self._loader = loader
+        self._started = time.perf_counter()
+        self._states: dict[Any, Any] = {}
+        self._gathered: dict[Path, Anchors] = {}
+        self._warned = False
+
+    def __enter__(self) -> Evaluation:
+        tf32 = self.options.precision == "tf32"
+        with contextlib.ExitStack() as stack:
+            for context in (on(self.device, tf32), random_state_kept(), torch.inference_mode(False), torch.no_grad()):
+                stack.enter_context(context)
+            self._choice: Choice = stack.enter_context(requested(self.options.backend, tf32))
+            stack.enter_context(reused())
+            self._pair = checked_pair(self._loader) if is_pair(self._loader) else None
+            self.network = Network(
+                self._model, self.options.forward or default_forward, self.options.dtype, self.device
+            )
+            if self.options.batch_norm == "batch":
+                stack.enter_context(batch_norms.normalising_by(self.network.model, batch_norms.of_the_batch))
+            self._batches = checked_loader(self._loader) if self._pair is None else None
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._exit.__exit__(*error)
+
+    def anchors(self, path: Path) -> Anchors:
+        """The values of every parameter at the path's anchors; each checkpoint is read once.
+
+        Raises:
+            ValueError: checkpoints that do not fit the model.
+        """
+        if path not in self._gathered:
+            states = [self._state(source, name) for source, name in zip(path.anchors, path.names, strict=True)]
+            self._gathered[path] = gather(self._model, states, path.names)
+            self._warn(self._gathered[path], path.names)
+        return self._gathered[path]
+
+    def _state(self, source: Source, name: str) -> Source:
+        """A file's content, read once however many paths lead there; anything else as it is."""
+        if not isinstance(source, (str, os.PathLike)):
+            return source
+        key = os.path.realpath(source)
+        if key not in self._states:
+            self._states[key] = load_state(source, name)
+        return self._states[key]
+
+    def order(self, path: Path) -> Callable[[], list[str]]:
+        """What finds the layers in the order of their calls, from one forward pass at the path's first anchor."""
+
+        def traced() -> list[str]:
+            values = {name: anchors[0] for name, anchors in _placed(self.anchors(path), None, self.device).items()}
+            batch = next(fed([self._first_batch()], self.device))
+            return schedules.depth_order(lambda _: self.network.evaluate(values, batch), self.network.model)
+
+        return traced
+
+    def _first_batch(self) -> Any:
+        if self._pair is not None:
+            return tuple(t[:1] for t in self._pair)
+        assert self._batches is not None
+        self._batches, first = _peeked(self._batches)
+        return first
+
+    def keep_data(self) -> None:
+        """From now on the data may be read several times: it is in memory."""
+        if self._batches is not None:
+            self._batches = list(self._batches)
+
+    def refuse_functionals(self, where: str) -> None:
+        """Raise where points come in rounds, so that what looks at all of a line's points at once cannot.
+
+        Raises:
+            ValueError: a metric is one of these.
+        """
+        for name in check_metrics(self.options.metrics)[0]:
+            if name in functionals.NAMES and name != functionals.SLOPE:
+                raise ValueError(
+                    f"metric {name!r} looks at all points of a line at once, and {where} finds them in rounds; sweep "
+                    "the result's alphas again for it"
+                )
+
+    def run(self, jobs: Sequence[Job], alike: bool = False) -> list[xr.Dataset]:
+        """The results of jobs, with the dimension "alpha" for paths of one axis and "point" for others.
+
+        Args:
+            jobs: what is to be evaluated, in one pass over the data.
+            alike: the jobs have anchors in common.
+
+        Raises:
+            ValueError: checkpoints, data or options that do not fit.
+        """
+        works = [self._work(job, self.anchors(job.path)) for job in jobs]
+        rows = None
+        batches = self._batches
+        if self._pair is not None:
+            pair = resident(self._pair, self.device)
+            rows = len(pair[0])
+            if self.options.batch_norm != "batch":  # else the pair is one batch
+                widest = bytes_per_example(self.network, works[0].points, pair, self.device)
+                rows = rows_per_pass(widest, self.device)
+                for work in works:
+                    work.example_bytes = widest
+            batches = cut(pair, rows)
+        assert batches is not None
+        progress = sys.stderr.isatty() if self.options.progress is None else self.options.progress
+        run(works, batches, progress, alike)
+        self._ran = {"anchors": [[_named(s) for s in job.path.anchors] for job in jobs], "rows_per_pass": rows}
+        self._ran |= _how_it_ran(works, self._choice.used) | _of_checkpoints(list(self._gathered.values()))
+        return [_dataset(job, work.reducer) for job, work in zip(jobs, works, strict=True)]
+
+    def provenance(self) -> dict[str, Any]:
+        """How the last run was made."""
+        options, names = self.options, check_metrics(self.options.metrics)
+        own = self._ran.pop("dtypes")
+        return self._ran | {
+            "backend_asked_for": options.backend,
+            "precision": options.precision or own,
+            "batch_norm": options.batch_norm,
+            "schedule": None if options.schedule is None else {k: _called(v) for k, v in options.schedule.items()},
+            "criterion": self.criterion.name,
+            "metrics": [*names[0], *names[1]],
+            "seconds": time.perf_counter() - self._started,
+        }
+
+    def _work(self, job: Job, anchors: Anchors) -> Work:
+        options, path = self.options, job.path
+        one_axis = len(path.axes) == 1
+        reducer = Reducer(
+            self.criterion, *check_metrics(options.metrics), len(job.points), job.points if one_axis else None
+        )
+        points = self._points(job, anchors, path.coefficients(job.points), schedules.coefficients)
+        slopes = None
+        if reducer.wants_slopes:
+            if options.batch_norm in batch_norms.CALIBRATED:
+                raise ValueError(
+                    f"slopes along the path are not defined for batch_norm={options.batch_norm!r}, whose statistics "
+                    "are no function of alpha here; use 'interpolate', 'batch', 'start' or 'end'"
+                )
+            directions = self._points(job, anchors, path.derivatives(job.points), schedules.derivatives)
+            slopes = Slopes(self.network, points, directions, self.criterion)
+        if options.batch_norm in batch_norms.CALIBRATED:
+            points = calibrated(options.batch_norm, self.network, points, self._calibration())
+        work = Work(self.network, points, reducer, job.points, self.device, options.chunk, options.compile)
+        work.axes, work.slopes, work.loops = path.axes, slopes, options.batch_norm == "batch"
+        return work
+
+    def _points(self, job: Job, anchors: Anchors, coefficients: Array, scheduled: Callable[..., Any]) -> Points:
+        """The job's anchors on the device with these coefficients, and those of names on a schedule of their own."""
+        values, options = dict(anchors.values), self.options
+        if job.moving is not None:
+            values = {n: a if n in job.moving else (a[job.held if len(a) > 1 else 0],) for n, a in values.items()}
+        if options.batch_norm in ("start", "end"):
+            for name in batch_norms.running_statistics(self._model):
+                every = anchors.values[name]
+                values[name] = (every[0 if options.batch_norm == "start" else -1],)
+        others: dict[str, Tensor] = {}
+        if options.schedule is not None:
+            assigned = schedules.assign(self._model, options.schedule, self.order(job.path))
+            tables = scheduled(job.path, job.points, assigned)
+            tensors = {id(t): torch.from_numpy(t).to(self.device) for t in tables.values()}
+            others = {name: tensors[id(table)] for name, table in tables.items() if name in values}
+        placed = _placed(replace(anchors, values=values), options.dtype, self.device)
+        return Points(placed, torch.from_numpy(coefficients).to(self.device), others, options.dtype)
+
+    def _calibration(self) -> list[Any]:
+        """The calibration batches on the device, read once however many jobs there are."""
+        if "calibration" not in self._states:
+            given = self.options.calibration
+            if is_pair(given):
+                if self.options.batch_norm == "recalibrate-ema":
+                    raise ValueError(
+                        "batch_norm='recalibrate-ema' depends on the batches of training: give calibration= as batches "
+                        "(a DataLoader, or a list of (inputs, targets)), not as one (X, y) pair"
+                    )
+                given = [checked_pair(given)]
+            self._states["calibration"] = list(fed(checked_loader(given), self.device))
+        return self._states["calibration"]
+
+    def _warn(self, anchors: Anchors, called: Sequence[str]) -> None:
+        if not anchors.nonfinite or self._warned:
+            return
+        self._warned = True
+        name, where = next(iter(anchors.nonfinite.items()))
+        which = " and ".join(called[i] for i in where)
+        text = (
+            f"{len(anchors.nonfinite)} tensor(s) hold NaN or Inf, the first is {name!r} in {which}; points that use "
+            "them will be NaN, an endpoint that does not is exact"
+        )
+        warnings.warn(text, NonFiniteWarning, stacklevel=_caller())
+
+
+class _Peeked:
+    """An iterable whose first item has been looked at."""
+
+    def __init__(self, first: Any, rest: Iterator[Any], whole: Iterable[Any]) -> None:
+        self._items, self._whole = itertools.chain([first], rest), whole
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._items
+
+    def __len__(self) -> int:
+        return len(self._whole)  # type: ignore[arg-type]
+
+
+def _peeked(batches: Iterable[Any]) -> tuple[Iterable[Any], Any]:
+    if isinstance(batches, (list, tuple)) and batches:
+        return batches, batches[0]
+    rest = iter(batches)
+    try:
+        first = next(rest)
+    except StopIteration:
+        raise ValueError("the loader is empty: there is nothing to evaluate") from None
+    return _Peeked(first, rest, batches), first
+
+
+def _dataset(job: Job, reducer: Reducer) -> xr.Dataset:
+    """The reducer's variables over the job's points."""
+    axes = job.path.axes
+    dim = "alpha" if len(axes) == 1 else "point"
+    found = {
+        name: (tuple(dim if d == "point" else d for d in dims), values)
+        for name, (dims, values) in reducer.variables().items()
+    }
+    columns = job.points.reshape(len(job.points), -1).T
+    coordinates: dict[str, Any] = {
+        dim if dim == "alpha" else axis: (dim, column) for axis, column in zip(axes, columns, strict=True)
+    }
+    classes = [values.shape[1] for dims, values in found.values() if "class" in dims]
+    if classes:
+        coordinates["class"] = np.arange(classes[0])
+    return xr.Dataset(found, coords=coordinates)
+
+
+def _placed(anchors: Anchors, dtype: torch.dtype | None, device: torch.device) -> dict[str, tuple[Tensor, ...]]:
+    """The anchors on the device; in float64 where the work is, and constants in the compute dtype.
+
+    On a GPU a parameter's anchors lie in one block, so that kernels take one address for all of them.
+    """
+
+    def place(tensor: Tensor, constant: bool) -> Tensor:
+        wanted = dtype if tensor.is_floating_point() and (constant or dtype == torch.float64) else None
+        return tensor.to(device=device, dtype=wanted)
+
+    placed = {name: tuple(place(t, len(group) == 1) for t in group) for name, group in anchors.values.items()}
+    if device.type == "cuda":
+        return {name: torch.stack(group).unbind() if len(group) > 1 else group for name, group in placed.items()}
+    return placed
+
+
+def _of_checkpoints(gathered: Sequence[Anchors]) -> dict[str, Any]:
+    """The part of the provenance that says what was found in them."""
+    merged: dict[str, dict[str, Any]] = {"kept": {}, "widened": {}, "nonfinite": {}}
+    dtypes = set()
+    for anchors in gathered:
+        merged["kept"] |= anchors.kept
+        merged["widened"] |= anchors.widened
+        merged["nonfinite"] |= {name: list(where) for name, where in anchors.nonfinite.items()}
+        dtypes |= {a[0].dtype for a in anchors.values.values() if a[0].is_floating_point()}
+    names = {dtype: name for name, dtype in PRECISIONS.items()} | {torch.float32: "fp32", torch.float16: "fp16"}
+    return merged | {"dtypes": ", ".join(sorted(names.get(d, str(d)) for d in dtypes)) or "no floating parameters"}
+
+
+def _how_it_ran(works: Sequence[Work], kernels: set[str]) -> dict[str, Any]:
+    """The part of the provenance that the arguments do not say."""
+    plans = [work.plan for work in works if work.plan is not None]
+    first = plans[0]
+    return {
+        "engine": " and ".join(sorted({plan.engine for plan in plans})),
+        "engine_reason": first.reason,
+        "compiled": first.compiled,
+        "cuda_graphs": works[0].passes.recording if works[0].passes is not None else "off",
+        "chunk": first.chunk if first.engine == "vmap" else 1,
+        "backend": _backend_of(kernels),
+        "kernels": sorted(kernels),
+        "instruction_set": native.isa(),
+        "device": str(works[0].device),
+        "device_name": torch.cuda.get_device_name(works[0].device)
+        if works[0].device.type == "cuda"
+        else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "points": sum(work.points.count for work in works),
+        "examples": works[0].reducer.count,
+        "batches": works[0].reducer.batches,
+        "versions": {
+            "mli_fast": version.VERSION,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "triton": triton_version(),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _backend_of(kernels: set[str]) -> str:
+    """The names of the backends whose kernels ran; "reference" where it was PyTorch's own operations alone."""
+    backend = {k.name: k.backend for k in KERNELS}
+    names = {backend[k.split(":")[1]] for k in kernels if k.split(":")[1] in backend}
+    return " and ".join(sorted(names)) or "reference"
+
+
+def _caller() -> int:
+    """The stack level of whoever called this package, as `warnings.warn` counts from the function that calls this."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("mli_fast."):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _named(source: Source) -> str:
+    """How the provenance calls a checkpoint."""
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
+
+
+def _called(schedule: Any) -> str:
+    return getattr(schedule, "__name__", str(schedule))
