@@ -51,7 +51,7 @@ demo: $(VENV)/.stamp-demo
 	$(BIN)/python -m mli_fast demo --out demo-output
 
 test: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest --cov=mli_fast --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --cov=mli_fast --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
 
 check: lint types imports doctest build
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ VARIANTS = (OURS, *PEERS)
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     workloads = SETS[metafunc.config.getoption("--sizes")]
+    if metafunc.config.getoption("--whole"):
+        workloads = tuple(replace(workload, sampled=None) for workload in workloads)
     metafunc.parametrize("workload", workloads, ids=lambda workload: workload.name, scope="module")
     metafunc.parametrize("variant", VARIANTS)
 

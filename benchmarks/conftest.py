@@ -17,6 +17,7 @@ SUMMARY = pytest.StashKey[dict[str, Any]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mli_fast benchmarks")
     group.addoption("--sizes", choices=("main", "other", "quick"), default="main", help="which workloads")
+    group.addoption("--whole", action="store_true", help="peers are timed at all points of every row")
     group.addoption("--minutes", type=float, default=9.0, help="wall time for the sweeps, shared by the workloads")
 
 

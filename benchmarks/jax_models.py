@@ -21,8 +21,8 @@ Forward = Callable[[Arrays, Any], Any]
 
 def forward_for(model: nn.Module) -> Forward | None:
     """The JAX forward `(values, x NHWC or [N, features]) -> logits` of a benchmark network, None for any other."""
-    if isinstance(model, models.Mlp):
-        return _mlp(len(model))
+    if isinstance(model, nn.Sequential):
+        return _sequential(model)
     if isinstance(model, models.Cnn):
         return _cnn
     if isinstance(model, models.ResNet):
@@ -55,11 +55,22 @@ def _layer_norm(p: Arrays, name: str, x: Any) -> Any:
     return normal * p[f"{name}.weight"] + p[f"{name}.bias"]
 
 
-def _mlp(entries: int) -> Forward:
+def _sequential(model: nn.Sequential) -> Forward | None:
+    known = {
+        nn.Linear: lambda name, layer: lambda p, x: _linear(p, name, x),
+        nn.Conv2d: lambda name, layer: lambda p, x: _conv(p, name, x, layer.stride[0], layer.padding[0]),
+        nn.BatchNorm2d: lambda name, layer: lambda p, x: _batch_norm(p, name, x),
+        nn.ReLU: lambda name, layer: lambda p, x: jax.nn.relu(x),
+        nn.AdaptiveAvgPool2d: lambda name, layer: lambda p, x: x.mean((1, 2), keepdims=True),  # to 1 x 1
+        nn.Flatten: lambda name, layer: lambda p, x: x.reshape(len(x), -1),
+    }
+    if not all(type(layer) in known for layer in model):
+        return None
+    layers = [known[type(layer)](name, layer) for name, layer in model.named_children()]
+
     def forward(p: Arrays, x: Any) -> Any:
-        for index in range(0, entries, 2):
-            x = _linear(p, str(index), x)
-            x = jax.nn.relu(x) if index + 1 < entries else x
+        for layer in layers:
+            x = layer(p, x)
         return x
 
     return forward

@@ -20,6 +20,7 @@ import torch
 from benchmarks.measure import OURS, prepare_ours
 from benchmarks.models import Mlp
 from benchmarks.peers import PEERS, Options, Run
+from benchmarks.points import Line
 from benchmarks.workloads import Problem
 
 BATCH = 512
@@ -47,12 +48,12 @@ def problem(widths: tuple[int, ...], examples: int, points: int) -> Problem:
         {name: value.detach().clone() for name, value in Mlp(*widths).state_dict().items()} for _ in range(2)
     )
     X, y = torch.randn(examples, widths[0]), torch.randint(0, widths[-1], (examples,))
-    return Problem(partial(Mlp, *widths), first, last, X, y, np.linspace(0.0, 1.0, points))
+    return Problem.line(partial(Mlp, *widths), first, last, X, y, Line(points).alphas)
 
 
 def prepare(variant: str, work: Problem) -> Run:
     if variant == OURS:
-        return prepare_ours(work, {})
+        return prepare_ours(work, Line(work.count), {})
     return PEERS[variant].prepare(work, Options(min(BATCH, len(work.X))))
 
 
@@ -60,7 +61,7 @@ def measure_peak(variant: str, widths: tuple[int, ...], examples: int, points: i
     """The peak beyond what was resident before the sweep began, in bytes and as a multiple of one parameter set."""
     prepare(variant, problem((16, 32, 32, 4), 64, points))()  # loads code and starts threads
     work = problem(widths, examples, points)
-    theta = sum(value.numel() * value.element_size() for value in work.theta_0.values())
+    theta = sum(value.numel() * value.element_size() for value in work.anchors[0].values())
     run: Callable[[], np.ndarray] = prepare(variant, work)
     reset_peak()
     before = status("VmRSS")

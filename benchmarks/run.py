@@ -17,7 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run of under 90 s on small data")
     parser.add_argument("--sizes", choices=("main", "other"), default="main", help="the table's rows, or other shapes")
-    parser.add_argument("--only", help="only the rows this pytest -k expression selects, e.g. 'vit or memory'")
+    parser.add_argument("-k", "--only", help="only the rows this pytest -k expression selects, e.g. 'vit or memory'")
+    parser.add_argument("--whole", action="store_true", help="peers are timed at all points, where a sample would do")
     parser.add_argument("--minutes", type=float, help="wall time for the sweeps (default 9)")
     parser.add_argument("--out", type=Path, help="the JSON to write (default benchmarks/results/<sizes>-<time>.json)")
     chosen = parser.parse_args(arguments)
@@ -31,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     command += ["--sizes", sizes, "--minutes", str(minutes), "--rootdir", str(FOLDER.parent), "-q"]
     # The compiler logs megabytes at debug level, which pytest would show with the first failure.
     command += ["-p", "no:cacheprovider", "-p", "no:logging"]
+    if chosen.whole:
+        command.append("--whole")
     if chosen.only:
         command += ["-k", chosen.only]
     started = datetime.now().timestamp()

@@ -79,7 +79,10 @@ def _detail(variant: dict[str, Any], ours: float | None) -> str:
     ratio = f"{variant['median_s'] / ours:6.2f}x" if ours else "   n/a"
     chosen = ", ".join(f"{key}={value}" for key, value in (variant["options"] or {}).items() if value)
     time = _milliseconds(variant["median_s"])
-    return f"{variant['title']:24s} {time:>12s} {ratio}  rounds {variant['rounds']}  {chosen}"
+    share = variant.get("share_of_points_timed", 1.0)
+    part = f"  timed at {share:.0%} of the points" if share < 1 else ""
+    part = "  estimated while tuning" if variant.get("estimated") else part
+    return f"{variant['title']:24s} {time:>12s} {ratio}  rounds {variant['rounds']}  {chosen}{part}"
 
 
 def main() -> None:

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.peers import PEERS, Options, Peer, Unavailable
+from benchmarks.peers import PEERS, Options, Peer, Run, Unavailable
 from benchmarks.workloads import Problem, Workload
+
+AT_ONCE = 64  # points whose activations fit in memory together
 
 
 @dataclass
@@ -18,8 +21,10 @@ class Tuning:
     """What one peer tried on one workload."""
 
     options: Options | None = None  # the fastest, None where it cannot run
-    estimate_s: float = float("inf")  # of one whole sweep with them
+    estimate_s: float = float("inf")  # of all points with them
     first_call_s: float = 0.0  # with compilation, on the reduced problem
+    reduced: Problem | None = None  # the part of the work that was tried
+    values: np.ndarray | None = None  # and what came out
     tried: list[dict[str, Any]] = field(default_factory=list)
     untried: list[dict[str, Any]] = field(default_factory=list)  # candidates the time did not allow
     reason: str | None = None  # why it cannot run
@@ -36,6 +41,8 @@ def tune(peer: Peer, workload: Workload, problem: Problem, done: dict[str, Tunin
     started = time.perf_counter()
     leader = done.get(peer.follows or "")
     start = leader.options if leader and leader.options else Options(_middle(workload.batch_sizes))
+    if peer.batched and leader is None:
+        start = replace(start, points=_points_per_pass(peer, workload)[0])
     # Switches first: a layout or a number of points that is ten times slower must not eat the time of the batch sizes.
     stages = (_start, _switches, _batch_sizes, _switches) if peer.follows is None else (_followed, _switches)
     seen: set[Options] = set()
@@ -55,16 +62,16 @@ def tune(peer: Peer, workload: Workload, problem: Problem, done: dict[str, Tunin
 
 def _try(peer: Peer, problem: Problem, options: Options, tuning: Tuning) -> None:
     reduced = _reduced(peer, problem, options)
-    share = len(problem.alphas) * len(problem.X) / (len(reduced.alphas) * len(reduced.X))
     try:
         if peer.compiled:
             forget_compiled()
         run = peer.prepare(reduced, options)
-        first = _seconds(run)
+        first, values = timed(run)
         # A slow first call without compilation says enough; quick ones are repeated, as the machine is never quiet.
-        seconds = first if first > 3 and not peer.compiled else _seconds(run)
-        for _ in range(3 if seconds < 0.1 else int(seconds < 0.5)):
-            seconds = min(seconds, _seconds(run))
+        spent, seconds = (first, first) if first > 0.5 and not peer.compiled else (0.0, float("inf"))
+        while spent < 0.3:
+            again = timed(run)[0]
+            spent, seconds = spent + again, min(seconds, again)
     except Unavailable as error:
         tuning.reason = str(error)
         return
@@ -73,23 +80,41 @@ def _try(peer: Peer, problem: Problem, options: Options, tuning: Tuning) -> None
         why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
         tuning.tried.append({**asdict(options), "failed": why})
         return
-    estimate = seconds * share
+    estimate = seconds * problem.count / len(values) * len(problem.X) / len(reduced.X)
     tuning.tried.append({**asdict(options), "estimate_s": round(estimate, 4)})
     if estimate < tuning.estimate_s:
         tuning.options, tuning.estimate_s, tuning.first_call_s = options, estimate, first
+        tuning.reduced, tuning.values = reduced, values
 
 
-def _seconds(run: Any) -> float:
+def timed(run: Run) -> tuple[float, np.ndarray]:
+    """Seconds and values of one run."""
     started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+    values = run()
+    return time.perf_counter() - started, values
 
 
 def _reduced(peer: Peer, problem: Problem, options: Options) -> Problem:
-    """A part of the work whose time scales to the whole: fewer alphas for loops, fewer examples for vmap."""
-    if peer.batched:
-        return problem.take(examples=min(len(problem.X), max(options.batch_size, len(problem.X) // 4)))
-    return problem.take(alphas=problem.alphas[:: max(1, len(problem.alphas) // 5)])
+    """A part of the work whose time scales to the whole.
+
+    Two points for loops (four for a grid of its own, which is square); of peers that take several at once, up to eight
+    passes from everywhere on a quarter of the examples.
+    """
+    if not peer.batched:
+        few = 4 if peer.answers else 2
+        return problem.take(points=np.linspace(0, problem.count - 1, min(few, problem.count)).astype(int))
+    passes = list(range(0, problem.count, options.points or problem.count))
+    chosen = [passes[i] for i in np.unique(np.linspace(0, len(passes) - 1, 8).astype(int))]
+    points = np.concatenate([np.arange(problem.count)[first:][: options.points] for first in chosen])
+    return problem.take(examples=min(len(problem.X), max(options.batch_size, len(problem.X) // 4)), points=points)
+
+
+def _points_per_pass(peer: Peer, workload: Workload) -> tuple[int | None, int | None]:
+    """Two numbers of points to take at once; all of them only where that can be paid for."""
+    few, many = workload.points.row, None
+    if workload.points.count > AT_ONCE:
+        few, many = max(1, workload.points.row // 5), workload.points.row
+    return (1, many) if peer.package == "jax" else (few, many)
 
 
 def _middle(sizes: tuple[int, ...]) -> int:
@@ -118,7 +143,7 @@ def _neighbours(peer: Peer, workload: Workload, problem: Problem, best: Options)
 
 def _followed(peer: Peer, workload: Workload, problem: Problem, best: Options) -> Iterator[Options]:
     yield best
-    if peer.own_alphas:
+    if peer.answers:
         yield replace(best, batch_size=len(problem.X))  # the package's own metric: one batch
     yield from _neighbours(peer, workload, problem, best)
 
@@ -127,8 +152,7 @@ def _switches(peer: Peer, workload: Workload, problem: Problem, best: Options) -
     if peer.layouts and problem.X.dim() == 4:
         yield replace(best, channels_last=not best.channels_last)
     if peer.batched:
-        few = 1 if peer.package == "jax" else max(1, len(problem.alphas) // 5)
-        yield replace(best, points=None if best.points else few)
+        yield from (replace(best, points=points) for points in _points_per_pass(peer, workload))
         if workload.attention and peer.package is None:
             yield replace(best, math_attention=not best.math_attention)
 

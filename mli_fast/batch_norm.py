@@ -42,6 +42,11 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
+def sees_batches(model: nn.Module) -> bool:
+    """Whether a batch norm keeps no running statistics, and so normalises by its batch at all times."""
+    return any(isinstance(module, _BatchNorm) and module.running_mean is None for module in model.modules())
+
+
 def running_statistics(model: nn.Module) -> list[str]:
     """The names of every batch norm's running mean and variance."""
     return [name for module in batch_norms(model) for name in names_of(module)]
@@ -128,5 +133,7 @@ def normalising_by(model: nn.Module, visit: Visit) -> Iterator[None]:
 
 def of_the_batch(name: str, module: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """The statistics that batch norm uses in training, of the batch at hand."""
-    _, mean, variance = Moments.of(x)
+    n, mean, variance = Moments.of(x)
+    if n < 2:
+        raise ValueError(f"batch norm {name!r} sees a single value per channel in a batch: use larger batches")
     return mean, variance

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mli_fast import batch_norm as batch_norms
 from mli_fast import functionals, native, schedules, version
+from mli_fast.blended.memo import mapped
 from mli_fast.buffers import reused
 from mli_fast.checkpoints import Anchors, Source, gather, load_state
 from mli_fast.criteria import criterion as criterion_of
@@ -28,7 +29,7 @@ from mli_fast.engine import Work, run
 from mli_fast.engine.batches import checked_loader, checked_pair, cut, default_forward, is_pair
 from mli_fast.engine.calibration import calibrated
 from mli_fast.engine.feeding import fed, resident
-from mli_fast.engine.guard import on, random_state_kept
+from mli_fast.engine.guard import noting, on, random_state_kept
 from mli_fast.engine.network import Network
 from mli_fast.engine.points import Points
 from mli_fast.engine.rows import bytes_per_example, rows_per_pass
@@ -41,6 +42,10 @@ from mli_fast.reducers import Reducer, check_metrics
 
 Array = NDArray[np.float64]
 Data = Iterable[Any] | tuple[Tensor, Tensor]
+
+
+Placed = dict[str, tuple[Tensor, ...]]
+CALIBRATION_ROWS = 512  # of a calibration pair that are kept together; parts are put together again as memory allows
 
 
 class NonFiniteWarning(UserWarning, RuntimeWarning):
@@ -89,6 +94,12 @@ class Evaluation:
         self._started = time.perf_counter()
         self._states: dict[Any, Any] = {}
         self._gathered: dict[Path, Anchors] = {}
+        self._placed: dict[Path, Placed] = {}
+        self._held: dict[tuple[Path, str, int], Tensor] = {}
+        self._once: dict[Any, Tensor] = {}
+        self._order: list[str] | None = None
+        if options.schedule is not None:
+            schedules.assign(self._model, options.schedule)  # raises before anything is read
         self._warned = False
 
     def __enter__(self) -> Evaluation:
@@ -136,9 +147,17 @@ class Evaluation:
         """What finds the layers in the order of their calls, from one forward pass at the path's first anchor."""
 
         def traced() -> list[str]:
-            values = {name: anchors[0] for name, anchors in _placed(self.anchors(path), None, self.device).items()}
-            batch = next(fed([self._first_batch()], self.device))
-            return schedules.depth_order(lambda _: self.network.evaluate(values, batch), self.network.model)
+            if self._order is None:
+                dtype, device = self.options.dtype, self.device
+                values = {}
+                for name, group in self.anchors(path).values.items():
+                    own = dtype if group[0].is_floating_point() else None
+                    values[name] = group[0].to(device, own, copy=True)  # a model may write to its buffers
+                with noting("while the order of the layers was traced in batch 0"):
+                    batch = mapped(_copied, next(fed([self._first_batch()], device)))
+                    run = lambda _: self.network.evaluate(values, batch)  # noqa: E731
+                    self._order = schedules.depth_order(run, self.network.model)
+            return self._order
 
         return traced
 
@@ -234,21 +253,48 @@ class Evaluation:
 
     def _points(self, job: Job, anchors: Anchors, coefficients: Array, scheduled: Callable[..., Any]) -> Points:
         """The job's anchors on the device with these coefficients, and those of names on a schedule of their own."""
-        values, options = dict(anchors.values), self.options
+        values, options = dict(self._on_device(job.path)), self.options
         if job.moving is not None:
-            values = {n: a if n in job.moving else (a[job.held if len(a) > 1 else 0],) for n, a in values.items()}
+            values = {n: a if n in job.moving else self._one(job.path, n, job.held) for n, a in values.items()}
         if options.batch_norm in ("start", "end"):
             for name in batch_norms.running_statistics(self._model):
-                every = anchors.values[name]
-                values[name] = (every[0 if options.batch_norm == "start" else -1],)
+                values[name] = self._one(job.path, name, 0 if options.batch_norm == "start" else -1)
         others: dict[str, Tensor] = {}
         if options.schedule is not None:
             assigned = schedules.assign(self._model, options.schedule, self.order(job.path))
             tables = scheduled(job.path, job.points, assigned)
             tensors = {id(t): torch.from_numpy(t).to(self.device) for t in tables.values()}
             others = {name: tensors[id(table)] for name, table in tables.items() if name in values}
-        placed = _placed(replace(anchors, values=values), options.dtype, self.device)
-        return Points(placed, torch.from_numpy(coefficients).to(self.device), others, options.dtype)
+        return Points(values, torch.from_numpy(coefficients).to(self.device), others, options.dtype)
+
+    def _on_device(self, path: Path) -> Placed:
+        """The path's anchors on the device, once however many jobs have them."""
+        if path not in self._placed:
+            groups = self.anchors(path).values
+            sent = {name: tuple(self._sent(t, len(group) == 1) for t in group) for name, group in groups.items()}
+            if self.device.type == "cuda":  # a parameter's anchors in one block: kernels take one address for all
+                sent = {n: torch.stack(group).unbind() if len(group) > 1 else group for n, group in sent.items()}
+            self._placed[path] = sent
+        return self._placed[path]
+
+    def _sent(self, tensor: Tensor, constant: bool) -> Tensor:
+        """A tensor on the device, once: in float64 where the work is, a constant in the compute dtype."""
+        dtype = self.options.dtype
+        wanted = dtype if tensor.is_floating_point() and (constant or dtype == torch.float64) else None
+        key = tensor.data_ptr(), tuple(tensor.shape), tensor.dtype, wanted
+        if key not in self._once:
+            self._once[key] = tensor.to(device=self.device, dtype=wanted)
+        return self._once[key]
+
+    def _one(self, path: Path, name: str, anchor: int) -> tuple[Tensor]:
+        """One anchor's value as a constant, the same tensor for all jobs: what they share is known by it."""
+        group = self._on_device(path)[name]
+        key = path, name, anchor if len(group) > 1 else 0
+        if key not in self._held:
+            value = group[key[2]]
+            dtype = self.options.dtype if value.is_floating_point() else None
+            self._held[key] = value.to(dtype=dtype)
+        return (self._held[key],)
 
     def _calibration(self) -> list[Any]:
         """The calibration batches on the device, read once however many jobs there are."""
@@ -260,8 +306,9 @@ class Evaluation:
                         "batch_norm='recalibrate-ema' depends on the batches of training: give calibration= as batches "
                         "(a DataLoader, or a list of (inputs, targets)), not as one (X, y) pair"
                     )
-                given = [checked_pair(given)]
-            self._states["calibration"] = list(fed(checked_loader(given), self.device))
+                given = cut(checked_pair(given, "calibration"), CALIBRATION_ROWS)
+            with noting("while the calibration data was read"):
+                self._states["calibration"] = list(fed(checked_loader(given, "calibration"), self.device))
         return self._states["calibration"]
 
     def _warn(self, anchors: Anchors, called: Sequence[str]) -> None:
@@ -319,22 +366,6 @@ def _dataset(job: Job, reducer: Reducer) -> xr.Dataset:
     return xr.Dataset(found, coords=coordinates)
 
 
-def _placed(anchors: Anchors, dtype: torch.dtype | None, device: torch.device) -> dict[str, tuple[Tensor, ...]]:
-    """The anchors on the device; in float64 where the work is, and constants in the compute dtype.
-
-    On a GPU a parameter's anchors lie in one block, so that kernels take one address for all of them.
-    """
-
-    def place(tensor: Tensor, constant: bool) -> Tensor:
-        wanted = dtype if tensor.is_floating_point() and (constant or dtype == torch.float64) else None
-        return tensor.to(device=device, dtype=wanted)
-
-    placed = {name: tuple(place(t, len(group) == 1) for t in group) for name, group in anchors.values.items()}
-    if device.type == "cuda":
-        return {name: torch.stack(group).unbind() if len(group) > 1 else group for name, group in placed.items()}
-    return placed
-
-
 def _of_checkpoints(gathered: Sequence[Anchors]) -> dict[str, Any]:
     """The part of the provenance that says what was found in them."""
     merged: dict[str, dict[str, Any]] = {"kept": {}, "widened": {}, "nonfinite": {}}
@@ -389,10 +420,16 @@ def _backend_of(kernels: set[str]) -> str:
 
 def _caller() -> int:
     """The stack level of whoever called this package, as `warnings.warn` counts from the function that calls this."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("mli_fast."):
+    frame, level, ours = sys._getframe(1), 1, 1
+    while frame.f_back is not None:
+        if frame.f_globals.get("__name__", "").startswith("mli_fast."):
+            ours = level
         frame, level = frame.f_back, level + 1
-    return level
+    return ours + 1
+
+
+def _copied(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x
 
 
 def _named(source: Source) -> str:

@@ -60,25 +60,36 @@ def path_length(seen: Seen) -> Tensor:  # [1, B]
 
 
 def monotone_examples(seen: Seen) -> Tensor:  # [1, B]
-    """1 where an example's own loss never rises on [0, 1] by more than 1e-6 of its largest value there, else 0."""
+    """1 where an example's own loss never rises on [0, 1] by more than 1e-6 of its largest size there, else 0."""
     losses = seen.losses[seen.inside]
     if not len(losses):
         return seen.losses.new_full((1, seen.losses.shape[1]), float("nan"))
     rise = (losses - losses.cummin(0).values).amax(0)
-    return (rise <= ROUNDING * losses.amax(0)).double()[None]
+    monotone = (rise <= ROUNDING * losses.abs().amax(0)).double()
+    return monotone.masked_fill(losses.isnan().any(0), float("nan"))[None]
 
 
 def flips(seen: Seen) -> Tensor:  # [P, B * terms]
-    """1 where the prediction differs from that at the alpha before, NaN at the first."""
+    """1 where the prediction differs from that at the alpha before, NaN at the first and where there is none."""
     assert seen.predictions is not None
-    changed = (seen.predictions.diff(dim=0) != 0).double()
+    changed, unknown = (seen.predictions.diff(dim=0) != 0).double(), _unknown(seen)
+    changed = changed.masked_fill(unknown[1:] | unknown[:-1], float("nan"))
     return torch.cat([changed.new_full((1, changed.shape[1]), float("nan")), changed])
 
 
 def agreement(seen: Seen) -> Tensor:  # [P, B * terms]
-    """1 where the prediction is that at the largest alpha."""
+    """1 where the prediction is that at the largest alpha, NaN where there is none."""
     assert seen.predictions is not None
-    return (seen.predictions == seen.predictions[-1]).double()
+    unknown = _unknown(seen)
+    return (seen.predictions == seen.predictions[-1]).double().masked_fill(unknown | unknown[-1], float("nan"))
+
+
+def _unknown(seen: Seen) -> Tensor:  # [P, B * terms]
+    """Whether the outputs were NaN, which predict nothing."""
+    assert seen.predictions is not None
+    points, examples = seen.losses.shape
+    terms = seen.predictions.shape[1] // max(examples, 1)
+    return seen.losses.isnan()[:, :, None].expand(-1, -1, terms).reshape(points, -1)
 
 
 def _chords(outputs: Tensor) -> Iterator[Tensor]:
@@ -135,6 +146,8 @@ class Cka:
             raise ValueError(f"metric 'cka': {width:,} outputs per example, at most {LARGEST_CKA:,} are taken")
         if examples == 0:
             return
+        if self._shift is not None and self._shift.shape[1] != width:
+            raise ValueError(f"metric 'cka': outputs of {width} numbers after ones of {self._shift.shape[1]}")
         if self._shift is None:
             self._shift = seen.outputs.double().mean(1)
             self._sums = [self._shift.new_zeros(points, *shape) for shape in ((width,), (width,) * 2, (width,) * 2)]
@@ -195,6 +208,7 @@ class Functionals:
             raise ValueError(f"metric {given[0]!r} is one of lines and curves; the points here are neither")
         needs = {f.needs for f in self._asked.values()}
         self.wants_outputs = self._cka is not None or "outputs" in needs
+        self.wants_one_tensor = self.wants_outputs or "tangents" in needs
         self.wants_predictions = next((n for n, f in self._asked.items() if f.needs == "predictions"), None)
         self.wants_slopes = SLOPE in names or "tangents" in needs
         sorting = np.argsort([] if alphas is None else alphas, kind="stable")

@@ -60,6 +60,10 @@ def sweep_many(
     """
     paths = _paths(lines)
     points = [path.points(alphas) for path in paths.values()]
+    if not all(np.array_equal(own, points[0]) for own in points):
+        raise ValueError(
+            f"alphas={alphas}: a count means another range for some of these paths; give the alphas themselves"
+        )
     with Evaluation(model, loader, Options(metrics=metrics, **options)) as evaluation:
         datasets = evaluation.run([Job(path, own) for path, own in zip(paths.values(), points, strict=True)])
         for path, dataset in zip(paths.values(), datasets, strict=True):
@@ -114,6 +118,8 @@ def layerwise(
         raise ValueError(f"others={others!r}: expected 'end' or 'start', where what does not move is held")
     if cumulative not in (None, "bottom", "top"):
         raise ValueError(f"cumulative={cumulative!r}: expected None, 'bottom' or 'top'")
+    if isinstance(model, nn.Module) and not any(True for _ in model.parameters()):
+        raise ValueError("model: it has no parameters, so that no group of them can move")
     line = Line(theta_0, theta_T)
     points = line.points(alphas)
     with Evaluation(model, loader, Options(**options)) as evaluation:
@@ -140,6 +146,8 @@ def _paths(lines: Lines) -> dict[str, Path]:
             line = Line(*line)
         if not isinstance(line, Path) or len(line.axes) != 1:
             raise TypeError(f"lines[{label!r}]: expected (theta_0, theta_T) or a path of one axis, got {line!r}")
+        if str(label) in paths:
+            raise ValueError(f"lines: the label {str(label)!r} is there twice")
         paths[str(label)] = line
     if not paths:
         raise ValueError("lines is empty: at least one is needed")

@@ -18,6 +18,8 @@ from mli_fast.criteria import Criterion, Late, Scored, losses_of_points, point_o
 Array = NDArray[np.float64]
 BY_CLASS = ("class_loss", "class_accuracy", "prediction_histogram")
 METRICS = ("accuracy", *BY_CLASS, *functionals.NAMES)
+OF_THE_RESULT = ("loss", "loss_step", "count", "distance", "distance_relative")
+TAKEN = (*OF_THE_RESULT, "alpha", "x", "y", "point", "run", "group", "class")
 
 
 def check_metrics(metrics: Any) -> tuple[tuple[str, ...], dict[str, Callable[..., Tensor]]]:
@@ -31,7 +33,7 @@ def check_metrics(metrics: Any) -> tuple[tuple[str, ...], dict[str, Callable[...
         for name, function in metrics.items():
             if not callable(function):
                 raise TypeError(f"metrics[{name!r}]: expected a callable (outputs, targets) -> [B], got {function!r}")
-            if name in ("loss", "count", "alpha", "class", *METRICS):
+            if name in (*TAKEN, *METRICS):
                 raise ValueError(f"metrics[{name!r}]: that name is taken; choose another")
         return ("accuracy",), dict(metrics)
     names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
@@ -222,12 +224,10 @@ class Reducer:
 
     def _keep(self, found: Values, outputs: Any, scored: Scored) -> None:
         """What the functionals want to see of all points."""
+        if self._functionals.wants_one_tensor and not isinstance(outputs, Tensor):
+            raise ValueError(f"functionals of a line need outputs that are one tensor, got {type(outputs).__name__}")
         if self._functionals.wants_outputs:
-            if not isinstance(outputs, Tensor):
-                raise ValueError(
-                    f"functionals of a line need outputs that are one tensor, got {type(outputs).__name__}"
-                )
-            found.outputs = outputs.reshape(len(outputs), scored.examples, -1)
+            found.outputs = outputs.flatten(2) if outputs.ndim > 2 else outputs[..., None]
         if self._functionals.wants_predictions is not None:
             if scored.predictions is None:
                 raise self._needs_classes(self._functionals.wants_predictions)
@@ -235,6 +235,8 @@ class Reducer:
 
     def _of_functionals(self, rows: Mapping[str, Tensor], of_all: Values, tangents: Tensor | None) -> dict[str, Tensor]:
         found = self._functionals.rows(rows["loss"], of_all.outputs, of_all.predictions, tangents)
+        if "loss" in of_all.no_spread and "monotone_examples" in found:
+            found["monotone_examples"].fill_(float("nan"))  # a mean of the batch says nothing of its examples
         for name, values in found.items():
             if functionals.FUNCTIONALS[name].needs == "predictions":
                 if of_all.counted is not None:
@@ -251,6 +253,9 @@ class Reducer:
             tangents: d outputs / d alpha [P, B, D], where `wants_slopes`.
         """
         rows = {**rows, **self._of_functionals(rows, of_all, tangents)}
+        of_all.weights[functionals.SLOPE] = of_all.weights["loss"]
+        if "loss" in of_all.no_spread:
+            of_all.no_spread.add(functionals.SLOPE)
         for name, values in rows.items():
             self._means.setdefault(name, Mean()).add(values, of_all.weights.get(name))
         if self.points > 1:

@@ -163,7 +163,7 @@ def surface(
         **options: those of `sweep`.
 
     Returns:
-        Over dimensions `x` and `y`, the axes' own names; `.plot()` draws contours.
+        Over dimensions `x` and `y`, the first and the second axis; `.plot()` draws contours.
 
     Raises:
         ValueError: a path that has not two axes; else as `sweep`.
@@ -180,14 +180,14 @@ def surface(
     columns = [plane.along(axis, given) for axis, given in zip(plane.axes, (x, y), strict=True)]
     grid = np.stack([g.reshape(-1) for g in np.meshgrid(*columns, indexing="ij")], axis=1)
     flat = _evaluate(model, plane, grid, loader, Options(**options)).dataset
-    dims = dict(zip(plane.axes, columns, strict=True))
+    dims = dict(zip(("x", "y"), columns, strict=True))
 
     def folded(variable: xr.DataArray) -> Any:
         if "point" not in variable.dims:
             return variable.dims, variable.values
         return (*dims, *variable.dims[1:]), variable.values.reshape(*map(len, columns), *variable.shape[1:])
 
-    others = {name: coordinate for name, coordinate in flat.coords.items() if name not in dims}
+    others = {name: coordinate for name, coordinate in flat.coords.items() if name not in plane.axes}
     variables = {name: folded(variable) for name, variable in flat.data_vars.items()}
     return SweepResult(xr.Dataset(variables, coords={**dims, **others}, attrs=flat.attrs))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mli_fast
+from tests.cases import Case, case
+from tests.test_left_alone import assert_unchanged, lived_in, snapshot
 
 
 def net(norm: bool = False) -> nn.Sequential:
@@ -39,6 +42,24 @@ def trained(seed: int, norm: bool = False) -> nn.Module:
         F.cross_entropy(model(X), y).backward()
         optimizer.step()
     return model.eval()
+
+
+class Scaled(nn.Module):
+    """A layer under a buffer that every instance draws anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 8), nn.Linear(8, 2)
+        self.register_buffer("scale", torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)) * self.scale)
+
+
+def fitted(c: Case, **options: Any) -> mli_fast.BezierFit:
+    """A fit on a case, short unless said otherwise."""
+    options = {"epochs": 1, "points": 3, "criterion": c.criterion, "metrics": c.metrics, "progress": False} | options
+    return mli_fast.fit_bezier(c.model, c.theta_0, c.theta_T, c.batches, **options)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +118,42 @@ def test_one_step_is_gradient_descent_on_the_bend() -> None:
         np.testing.assert_allclose(bend[name].numpy(), expected.detach().numpy(), rtol=1e-9, atol=1e-12)
 
 
+def test_theta_is_what_the_curve_goes_through() -> None:
+    c = case("tied-autoencoder")
+    fit = fitted(c, precision="fp64", points=[0.0, 0.3, 1.0])
+    state = fit.theta(0.3)
+    assert len(state) < len(c.model.state_dict()), "tied: named once"
+    alone = mli_fast.evaluate(c.model, mli_fast.Line(state, c.theta_T), [0.0], c.batches, criterion="mse", metrics=())
+    np.testing.assert_allclose(alone.loss[0], fit.result.loss[1], rtol=1e-5)
+    for t, end in ((0.0, c.theta_0), (1.0, c.theta_T)):
+        assert all(torch.equal(value, end[name]) for name, value in fit.theta(t).items())
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn-bn", "segmentation", "gpt2", "regression-mse", "multi-label-bce", "log-softmax-nll"]
+)
+def test_a_step_descends_what_the_sweep_calls_the_loss(name: str) -> None:
+    c = case(name)
+    still = fitted(replace(c, theta_T=c.theta_0), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    for batch, loss in zip(c.batches, still.losses, strict=True):
+        policy = "batch" if "bn" in name else "interpolate"
+        options: dict[str, Any] = {"criterion": c.criterion, "metrics": (), "batch_norm": policy}
+        swept = mli_fast.sweep(c.model, c.theta_0, c.theta_0, [batch], [0.0], **options)
+        np.testing.assert_allclose(loss, swept.loss[0], rtol=1e-5)
+
+
+def test_every_parameter_bends_and_nothing_else() -> None:
+    a, b = Scaled(), Scaled()
+    with torch.no_grad():
+        b.last.weight.copy_(a.last.weight)
+    fit = mli_fast.fit_bezier(Scaled(), a, b, rings(), epochs=3, points=3)
+    bend: Any = fit.path.anchors[1]
+    assert not torch.equal(bend["last.weight"], a.last.weight), "equal at both ends, but not on the way"
+    assert torch.equal(bend["scale"], torch.lerp(a.scale, b.scale, 0.5)), "a buffer moves as it does on the line"
+    same = mli_fast.fit_bezier(Scaled(), a, a, rings(), epochs=3, points=3)
+    assert same.result.loss[0] == same.result.loss[2] == same.line.loss[1] != same.result.loss[1]
+
+
 def test_batch_norm_is_recalibrated_on_the_training_data() -> None:
     ends = trained(0, norm=True), trained(1, norm=True)
     fit = mli_fast.fit_bezier(net(True), *ends, rings(), epochs=3, points=5)
@@ -105,22 +162,68 @@ def test_batch_norm_is_recalibrated_on_the_training_data() -> None:
     np.testing.assert_array_equal(fit.result.loss, again.loss)
     kept = mli_fast.fit_bezier(net(True), *ends, rings(), epochs=1, points=3, batch_norm="interpolate")
     assert kept.result.provenance["batch_norm"] == "interpolate"
+    X, y = rings()
+    other = mli_fast.fit_bezier(net(True), *ends, (X, y), epochs=1, points=3, calibration=(X[:50], y[:50]))
+    options = {"batch_norm": "recalibrate", "calibration": (X[:50], y[:50])}
+    assert other.line.loss[1] == mli_fast.sweep(net(True), *ends, (X, y), [0.5], **options).loss[0]
 
 
-def test_the_callers_things_are_left_alone() -> None:
-    model, a, b = net(True).train(), trained(0, norm=True), trained(1, norm=True)
-    before = [copy.deepcopy(m.state_dict()) for m in (model, a, b)]
-    loader = DataLoader(TensorDataset(*rings()), batch_size=64, shuffle=True)
-    torch.manual_seed(11)
-    state = torch.get_rng_state()
-    mli_fast.fit_bezier(model, a, b, loader, epochs=2, points=3, batch_norm="interpolate")
-    assert torch.equal(torch.get_rng_state(), state)
-    assert model.training
-    assert not a.training
-    for m, kept in zip((model, a, b), before, strict=True):
-        assert all(torch.equal(m.state_dict()[k], v) for k, v in kept.items())
-        assert all(p.requires_grad for p in m.parameters())
-    assert all(p.grad is None for p in model.parameters())
+def test_no_batch_of_a_pair_is_too_small_for_batch_norm() -> None:
+    X, y = (torch.cat([t, t])[:257] for t in rings())
+    fit = mli_fast.fit_bezier(net(True), trained(0, norm=True), trained(1, norm=True), (X, y), epochs=1, points=3)
+    assert fit.losses.shape == (3,)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+def test_another_precision(precision: str) -> None:
+    ends = trained(0, norm=True), trained(1, norm=True)
+    fit, own = (
+        mli_fast.fit_bezier(net(True), *ends, rings(), epochs=2, points=3, precision=p) for p in (precision, None)
+    )
+    bend: Any = fit.path.anchors[1]
+    assert {value.dtype for value in bend.values()} == {torch.float32, torch.int64}
+    np.testing.assert_allclose(fit.losses, own.losses, rtol=1e-5 if precision == "fp64" else 0.05)
+
+
+@pytest.mark.parametrize("name", ["mlp-batch-norm", "dropout-eval", "writes-into-its-input", "tied-autoencoder"])
+@pytest.mark.parametrize("stopped", [False, True], ids=["", "ctrl-c"])
+def test_the_callers_things_are_left_alone(name: str, stopped: bool) -> None:
+    c = lived_in(name)
+    for inputs, _ in c.batches:
+        if inputs.is_floating_point():
+            inputs.requires_grad_()
+    before = snapshot(c)
+
+    def made(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        if stopped:
+            raise KeyboardInterrupt
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    with pytest.raises(KeyboardInterrupt) if stopped else contextlib.nullcontext():
+        fitted(c, epochs=2, optimizer=made)
+    assert_unchanged(before, snapshot(c))
+    assert all(inputs.grad is None for inputs, _ in c.batches)
+
+
+def test_a_shuffling_loader_is_shuffled_by_the_seed_and_leaves_no_trace() -> None:
+    ends, loader = (trained(0), trained(1)), DataLoader(TensorDataset(*rings()), batch_size=64, shuffle=True)
+    found, model = [], net()
+    with torch.random.fork_rng(devices=[]):
+        for state in (11, 12):
+            torch.manual_seed(state)
+            before = torch.get_rng_state()
+            found.append(mli_fast.fit_bezier(model, *ends, loader, epochs=2, points=3, seed=1).losses)
+            assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(*found)
+
+
+def test_inside_inference_mode() -> None:
+    outside = fitted(case("cnn-bn"))
+    with torch.inference_mode():
+        c = case("cnn-bn")
+        inside = fitted(replace(c, theta_0={k: v.clone() for k, v in c.theta_0.items()}))
+    np.testing.assert_array_equal(inside.losses, outside.losses)
+    np.testing.assert_array_equal(inside.result.loss, outside.result.loss)
 
 
 def test_more_bends_and_other_criteria() -> None:
@@ -134,21 +237,52 @@ def test_more_bends_and_other_criteria() -> None:
     assert fit.result.provenance["path"] == "bezier"
 
 
+def test_outputs_of_any_kind_with_a_criterion_of_ones_own() -> None:
+    def both(model: nn.Module, batch: Any) -> Any:
+        return (model(batch[0]), batch[0]), batch[1]
+
+    def scored(outputs: Any, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs[0], targets, reduction="none") + 0 * outputs[1].sum(1)
+
+    ends = trained(0), trained(1)
+    ours = mli_fast.fit_bezier(net(), *ends, [rings()], epochs=1, points=3, metrics=(), forward=both, criterion=scored)
+    named = mli_fast.fit_bezier(net(), *ends, [rings()], epochs=1, points=3)
+    np.testing.assert_allclose(ours.losses, named.losses, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
-    ("options", "told"),
-    [({"bends": 0}, "bends=0"), ({"epochs": 0}, "epochs=0"), ({"criterion": "no"}, "criterion='no'")],
+    ("options", "error", "told"),
+    [
+        ({"bends": 0}, ValueError, "bends=0"),
+        ({"epochs": 0}, ValueError, "epochs=0"),
+        ({"epochs": 1.5}, ValueError, "epochs=1.5"),
+        ({"criterion": "no"}, ValueError, "criterion='no'"),
+        ({"points": []}, ValueError, "alphas is empty"),
+        ({"schedule": {"bias": "start"}}, ValueError, "schedule"),
+        ({"loader": []}, ValueError, "loader is empty"),
+        ({"loader": (batch for batch in [rings()])}, ValueError, "several times here, and a generator only once"),
+        ({"loader": [(rings()[0], rings()[1] + 7)]}, ValueError, "batch 0: targets out of range for 2 classes"),
+        ({"theta_T": {}}, ValueError, "theta_T"),
+        ({"model": 3}, TypeError, "model: expected a torch.nn.Module"),
+        ({"alphas": 3}, TypeError, "alphas"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_what_does_not_fit_is_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        mli_fast.fit_bezier(net(), trained(0), trained(1), rings(), **options)
+def test_what_does_not_fit_is_refused_before_training(
+    options: dict[str, Any], error: type[Exception], told: str
+) -> None:
+    def made(_: list[Tensor]) -> torch.optim.Optimizer:
+        raise AssertionError("training has begun")
+
+    given = {"model": net(), "theta_0": net(), "theta_T": net(), "loader": rings(), "optimizer": made} | options
+    with pytest.raises(error, match=told):
+        mli_fast.fit_bezier(**given)
 
 
-def test_a_generator_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"several times here, a generator"):
-        mli_fast.fit_bezier(net(), trained(0), trained(1), (batch for batch in [rings()]))
+def test_an_error_in_training_says_where() -> None:
+    def stops(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(parameters)
 
-
-def test_a_batch_that_cannot_be_scored_is_named() -> None:
-    X, y = rings()
-    with pytest.raises(ValueError, match=r"batch 0: targets out of range for 2 classes"):
-        mli_fast.fit_bezier(net(), trained(0), trained(1), [(X, y + 7)])
+    with pytest.raises(TypeError) as caught:
+        mli_fast.fit_bezier(net(), net(), net(), rings(), optimizer=stops)
+    assert any("training step 0, at t = 0." in note for note in caught.value.__notes__)

@@ -409,6 +409,49 @@ def test_the_policies_of_batch_norm_differ() -> None:
     assert all(np.abs(a - b).max() > 1e-3 for a, b in ((curves[0], curves[1]), (curves[0], curves[2])))
 
 
+@pytest.mark.parametrize("policy", ["recalibrate", "recalibrate-ema", "batch"])
+def test_every_other_policy_is_taken_and_recorded(engine: str, policy: str) -> None:
+    """Their values: tests/test_batch_norm.py."""
+    c = case("cnn-bn")
+    calibration = None if policy == "batch" else c.batches
+    result = c.sweep(ALPHAS, batch_norm=policy, calibration=calibration)
+    assert np.isfinite(result.loss).all()
+    assert result.provenance["batch_norm"] == policy
+
+
+# ------------------------------------------------------------------------------------------------ schedule, functionals
+
+
+@pytest.mark.parametrize(
+    ("schedule", "ends"),
+    [
+        pytest.param({"*": "linear"}, lambda c: (c.theta_0, c.theta_T), id="linear"),
+        pytest.param({"*": "start"}, lambda c: (c.theta_0, c.theta_0), id="start"),
+        pytest.param({"*": "end"}, lambda c: (c.theta_T, c.theta_T), id="end"),
+    ],
+)
+def test_a_schedule_of_everything_is_a_sweep_of_other_ends(engine: str, schedule: Any, ends: Any) -> None:
+    """Their values: tests/test_evaluate.py."""
+    c = case("cnn-bn")
+    theta_0, theta_T = ends(c)
+    result = c.sweep(ALPHAS, schedule=schedule, precision="fp64")
+    expected = c.sweep(ALPHAS, theta_0=theta_0, theta_T=theta_T, precision="fp64")
+    np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-12)
+    assert result.provenance["schedule"] == schedule
+
+
+@pytest.mark.parametrize(
+    "metrics", ["gauss_length", ["accuracy", "path_length"], ("cka", "flips"), iter(["loss_slope"])]
+)
+def test_functionals_are_metrics_by_name(metrics: Any) -> None:
+    """Their values: tests/test_functionals.py and tests/test_slopes.py."""
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    result = case("cnn-bn").sweep(ALPHAS, metrics=iter(names) if len(names) == 1 else metrics)
+    for name in names:
+        assert result.dataset[name].dims == (() if name in ("gauss_length", "path_length") else ("alpha",))
+    assert result.provenance["metrics"] == names
+
+
 # ----------------------------------------------------------------------------------------------- progress and compiling
 
 

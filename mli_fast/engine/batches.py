@@ -23,19 +23,19 @@ def is_pair(loader: Any) -> bool:
     )
 
 
-def checked_pair(loader: Any) -> tuple[Tensor, Tensor]:
-    """The (X, y) pair as tensors.
+def checked_pair(loader: Any, called: str = "loader") -> tuple[Tensor, Tensor]:
+    """The (X, y) pair as tensors; messages call it `called`.
 
     Raises:
         ValueError: unequal lengths, no examples, or no dimension to cut along.
     """
     x, y = (torch.as_tensor(t) for t in loader)
     if x.ndim == 0 or y.ndim == 0:
-        raise ValueError(f"loader=(X, y): both need a first dimension of examples, got shapes {shapes((x, y))}")
+        raise ValueError(f"{called}=(X, y): both need a first dimension of examples, got shapes {shapes((x, y))}")
     if len(x) != len(y):
-        raise ValueError(f"loader=(X, y): X has {len(x)} examples and y has {len(y)}; they must be equally many")
+        raise ValueError(f"{called}=(X, y): X has {len(x)} examples and y has {len(y)}; they must be equally many")
     if len(x) == 0:
-        raise ValueError("loader=(X, y) is empty: there is nothing to evaluate")
+        raise ValueError(f"{called}=(X, y) is empty: there is nothing to evaluate")
     return x, y
 
 
@@ -44,15 +44,15 @@ def cut(pair: tuple[Tensor, Tensor], rows: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(pair[0].split(rows), pair[1].split(rows), strict=True))
 
 
-def checked_loader(loader: Any) -> Iterable[Any]:
-    """The loader, if it can be iterated.
+def checked_loader(loader: Any, called: str = "loader") -> Iterable[Any]:
+    """The loader, if it can be iterated; messages call it `called`.
 
     Raises:
         TypeError: it cannot.
     """
     if isinstance(loader, (Tensor, str, bytes, Mapping)) or not isinstance(loader, Iterable):
         raise TypeError(
-            "loader: expected an iterable of (inputs, targets) or of dicts, or one (X, y) pair, got "
+            f"{called}: expected an iterable of (inputs, targets) or of dicts, or one (X, y) pair, got "
             f"{type(loader).__name__}"
         )
     return loader

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mli_fast.batch_norm import Moments, Visit, names_of, normalising_by, running_statistics
+from mli_fast.batch_norm import Moments, Visit, names_of, normalising_by, running_statistics, sees_batches
 from mli_fast.blended.memo import mapped, tensors_in
+from mli_fast.blended.tensors import resolved
 from mli_fast.engine.batches import examples
 from mli_fast.engine.evaluators import Forwards
-from mli_fast.engine.guard import noting
+from mli_fast.engine.guard import noting, random_state_kept
 from mli_fast.engine.network import Network
 from mli_fast.engine.points import Points
 
@@ -38,17 +39,23 @@ def calibrated(policy: str, network: Network, points: Points, batches: Iterable[
     if not kept:
         raise ValueError("calibration is empty: there is nothing to take statistics over")
     rule = recalibrated if policy == "recalibrate" else recalibrated_ema
-    tables = rule(Forwards(network, points), kept)
-    if any(bool(table.isnan().any()) for table in tables.values()):  # the model's own, or a deferred tensor misread
-        tables = rule(Forwards(network, points, deferred=False), kept)
+    every = range(points.count)
+    with random_state_kept(), noting("while batch norm was calibrated"):
+        tables = rule(Forwards(network, points), kept, every)
+        odd = [p for p in every if any(bool(table[p].isnan().any()) for table in tables.values())]
+        if odd:  # the model's own NaN, or a deferred tensor misread
+            computed = rule(Forwards(network, points, deferred=False), kept, odd[:1])
+            if not any(bool(table[odd[0]].isnan().any()) for table in computed.values()):
+                tables = rule(Forwards(network, points, deferred=False), kept, every)
     return points.with_tables(tables)
 
 
-def recalibrated(forwards: Forwards, batches: list[Any]) -> Tables:
+def recalibrated(forwards: Forwards, batches: list[Any], which: Iterable[int]) -> Tables:
     """The exact mean and unbiased variance of each batch norm's input over all the data, at every point.
 
     The statistics of a layer are those under the recalibrated layers before it. Batches go through the network
-    together as far as memory allows; where there are several, each waits at a batch norm until all have been there.
+    together as far as memory allows (a model that looks across a batch otherwise than by batch norm sees them so);
+    where there are several, each waits at a batch norm until all have been there.
 
     Raises:
         ValueError: a batch norm that is called twice in a pass or not by every batch.
@@ -56,9 +63,12 @@ def recalibrated(forwards: Forwards, batches: list[Any]) -> Tables:
     points, tables, widest = forwards.points, _interpolated(forwards), _Widest()
     with normalising_by(forwards.network.model, widest.visit):
         forwards.run(batches[0], 0, forwards.memo())
-    merged = _merged(batches, max(1, MERGED_BYTES // max(widest.size // examples(batches[0]), 1)))
+    most = max(1, MERGED_BYTES // max(widest.size // examples(batches[0]), 1))
+    merged = batches
+    if not sees_batches(forwards.network.model):
+        merged = _merged([part for batch in batches for part in _cut(batch, most)], most)
     memo = forwards.memo() if len(merged) == 1 else None
-    for p in range(points.count):
+    for p in which:
         pooled = _Pooled(len(merged))
         with noting(f"while the statistics of point {p} of {points.count} were recalibrated"):
             _pool(forwards, pooled, merged, p, memo)
@@ -137,7 +147,7 @@ class _Widest:
         return mean, variance
 
 
-def recalibrated_ema(forwards: Forwards, batches: list[Any]) -> Tables:
+def recalibrated_ema(forwards: Forwards, batches: list[Any], which: Iterable[int]) -> Tables:
     """What a pass in training mode leaves: exponential averages from the interpolated statistics on, at every point.
 
     Each batch norm normalises by its batch's statistics and moves its running ones by its own momentum (None: the
@@ -146,7 +156,7 @@ def recalibrated_ema(forwards: Forwards, batches: list[Any]) -> Tables:
     points, tables = forwards.points, _interpolated(forwards)
     for count, batch in enumerate(batches, 1):
         memo = forwards.memo()
-        for p in range(points.count):
+        for p in which:
             visit = _moving(tables, p, count)
             where = f"while the statistics of point {p} of {points.count} were moved by calibration batch {count - 1}"
             with noting(where), normalising_by(forwards.network.model, visit):
@@ -159,7 +169,7 @@ def _moving(tables: Tables, p: int, count: int) -> Visit:
 
     def visit(name: str, module: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
         moments = Moments.of(x)
-        factor = 1.0 / count if module.momentum is None else module.momentum
+        factor = 1.0 / (_tracked(module) + count) if module.momentum is None else module.momentum
         for table, values in zip(names_of(name), (moments.mean, moments.unbiased(name)), strict=True):
             tables[table][p].lerp_(values.to(x.dtype), factor)
         return moments.mean, moments.variance
@@ -167,29 +177,54 @@ def _moving(tables: Tables, p: int, count: int) -> Visit:
     return visit
 
 
+def _tracked(module: _BatchNorm) -> int:
+    """How many batches the checkpoint says it has seen."""
+    return 0 if module.num_batches_tracked is None else int(resolved(module.num_batches_tracked))
+
+
 def _interpolated(forwards: Forwards) -> Tables:
     """The statistics at every point as they are before, to be written over."""
     return {name: forwards.points.table(name) for name in running_statistics(forwards.network.model)}
+
+
+def _cut(batch: Any, most: int) -> list[Any]:
+    """A batch in parts of at most `most` examples, where it is made of tensors of examples alone."""
+    if examples(batch) <= most or _form(batch) is None:
+        return [batch]
+    return [_filled(batch, parts) for parts in zip(*(t.split(most) for t in tensors_in(batch)), strict=True)]
 
 
 def _merged(batches: list[Any], most: int) -> list[Any]:
     """The batches end to end, in parts of at most `most` examples, where their tensors fit each other."""
     parts: list[list[Any]] = []
     for batch in batches:
-        last = parts[-1] if parts else []
-        if last and _alike(last[0], batch) and sum(map(examples, last)) + examples(batch) <= most:
+        last, form = parts[-1] if parts else [], _form(batch)
+        if last and form is not None and form == _form(last[0]) and sum(map(examples, [*last, batch])) <= most:
             last.append(batch)
         else:
             parts.append([batch])
     return [part[0] if len(part) == 1 else _joined(part) for part in parts]
 
 
-def _alike(a: Any, b: Any) -> bool:
-    """Whether two batches have the same structure, with nothing but tensors of examples in it."""
-    kinds = [mapped(lambda x: tuple(x.shape[1:]) if isinstance(x, Tensor) and x.ndim else object(), c) for c in (a, b)]
-    return kinds[0] == kinds[1]
+def _form(batch: Any) -> Any:
+    """The structure of a batch and its examples' shapes; None where it is not made of tensors of examples alone."""
+    count, odd = examples(batch), []
+
+    def shape(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == count:
+            return tuple(leaf.shape[1:]), leaf.dtype
+        odd.append(leaf)
+        return None
+
+    form = mapped(shape, batch)
+    return None if odd else form
 
 
 def _joined(batches: list[Any]) -> Any:
-    columns = iter([torch.cat(column) for column in zip(*map(tensors_in, batches), strict=True)])
-    return mapped(lambda _: next(columns), batches[0])
+    return _filled(batches[0], [torch.cat(column) for column in zip(*map(tensors_in, batches), strict=True)])
+
+
+def _filled(batch: Any, tensors: Iterable[Tensor]) -> Any:
+    """A batch with other tensors in the places of its own."""
+    given = iter(tensors)
+    return mapped(lambda _: next(given), batch)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mli_fast.blended import CannotDefer, LastProduct, Memo, evaluated, last_product, remembering
 from mli_fast.blended.memo import mapped, tensors_in
 from mli_fast.blended.products import layers_together
-from mli_fast.engine.guard import vmap_fallback_unmentioned
+from mli_fast.engine.guard import Noise, vmap_fallback_unmentioned
 from mli_fast.engine.network import Network
 from mli_fast.engine.plan import OneChain, Plan, another_plan, fits_a_pass
 from mli_fast.engine.points import Points
@@ -186,7 +186,7 @@ class Forwards:
 
     def __init__(self, network: Network, points: Points, deferred: bool = True) -> None:
         self.network, self.points = network, points
-        self._plan = Plan("loop", "one point at a time", 1, deferred=deferred)
+        self._plan, self._noise = Plan("loop", "one point at a time", 1, deferred=deferred), Noise()
         self._engine = LoopEngine(network, points, deferred)
 
     def memo(self) -> Memo | None:
@@ -194,7 +194,8 @@ class Forwards:
         return self._engine.memo()
 
     def run(self, batch: Any, p: int, memo: Memo | None) -> None:
-        """A forward pass of `batch`, which is on the device, at point p."""
+        """A forward pass of `batch`, which is on the device, at point p; each draws the same noise."""
+        self._noise.again()
         try:
             self._engine.pass_through(batch, p, memo)
         except Exception as error:
@@ -203,6 +204,7 @@ class Forwards:
             if other is None:
                 raise
             self._plan, self._engine = other, LoopEngine(self.network, self.points, other.deferred)
+            self._noise.again()
             self._engine.pass_through(batch, p, memo)
 
 

@@ -67,9 +67,13 @@ class Passes:
                 return
 
     def _next(self, eager: Iterator[Outputs]) -> tuple[int, Values]:
-        self._noise.again()  # every pass draws the same noise, whichever others were asked for
+        self.noise_again()
         first, outputs, targets = next(eager)
         return first, self._score(outputs, targets, first == 0)
+
+    def noise_again(self) -> None:
+        """Every pass over a batch draws the same noise, whichever others were asked for."""
+        self._noise.again()
 
     def _timed(self, eager: Iterator[Outputs], size: int) -> tuple[int, Values]:
         """The next pass, after which it is known whether launching is what takes the time."""

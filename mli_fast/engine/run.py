@@ -16,7 +16,7 @@ from mli_fast.engine.batches import examples
 from mli_fast.engine.evaluators import engine_of
 from mli_fast.engine.feeding import fed
 from mli_fast.engine.graphs import CudaRecorder
-from mli_fast.engine.guard import noting
+from mli_fast.engine.guard import Noise, noting
 from mli_fast.engine.network import Network
 from mli_fast.engine.passes import Passes
 from mli_fast.engine.plan import Plan, another_plan, choose
@@ -67,8 +67,9 @@ def run(works: Sequence[Work], batches: Iterable[Any], progress: bool, alike: bo
     # tqdm starts a thread of its own even where it shows nothing
     with tqdm(total=length, unit=" batches", desc="mli_fast") if progress else nullcontext() as bar:
         for index, batch in enumerate(fed(_noted(batches), works[0].device)):
-            memo = Memo() if alike else None
+            memo, noise = Memo() if alike else None, Noise()
             for work in works:
+                noise.again()
                 if work.plan is None:
                     work.plan = _plan(work, batch)
                 _evaluate(work, batch, index, 0 if length is None else length - index - 1, memo)
@@ -139,7 +140,9 @@ def _evaluate(work: Work, batch: Any, index: int, batches_left: int, memo: Memo 
 
 
 def _add_slopes(work: Work, slopes: Slopes, batch: Any, index: int, scores: Batch) -> None:
+    assert work.passes is not None
     for p in range(work.points.count):
+        work.passes.noise_again()
         with noting(f"in batch {index}, the slope at point {p} of {work.points.count} ({work.called(p)})"):
             scores.put_slope(p, *slopes.at(batch, p))
 

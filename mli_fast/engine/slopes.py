@@ -2,46 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from mli_fast.blended.memo import mapped
+from mli_fast.blended.memo import mapped, tensors_in
 from mli_fast.criteria import Criterion
 from mli_fast.engine.guard import first_line
 from mli_fast.engine.network import Network
 from mli_fast.engine.points import Points
 from mli_fast.ops.norm import fold_batch_norm
 
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
-class _SlopeOfStatistics(TorchFunctionMode):
-    """Batch norm in eval mode as its formula: PyTorch's takes running statistics for constants, here they move."""
+
+_TO_NUMBERS = (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.numpy, Tensor.__array__)
+
+
+class _Differentiable(TorchFunctionMode):
+    """Forms that have a forward-mode derivative, in place of faster ones that have none.
+
+    Norms with given statistics go by their formula: PyTorch's take statistics for constants, here they move.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is F.batch_norm:
-            return self._normalised(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in _RECURRENT:
+            with torch.backends.mkldnn.flags(enabled=False):
+                return func(*args, **(kwargs or {}))
+        if func in _TO_NUMBERS and fwAD.unpack_dual(args[0]).tangent is not None:
+            raise ValueError("slopes along the path: the model takes a number from an activation, whose slope is lost")
+        if func in _FORMULAS:
+            result = _FORMULAS[func](*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         return func(*args, **(kwargs or {}))
 
-    @staticmethod
-    def _normalised(
-        x: Tensor,
-        mean: Tensor | None,
-        variance: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if training or mean is None or variance is None:
-            return F.batch_norm(x, mean, variance, weight, bias, training, momentum, eps)
-        scale, shift = fold_batch_norm(mean, variance, weight, bias, eps)
-        column = (-1, *[1] * (x.ndim - 2))
-        return x * scale.view(column) + shift.view(column)
+
+def _batch_norm(
+    x: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    if training or mean is None or variance is None:
+        return NotImplemented
+    scale, shift = fold_batch_norm(mean, variance, weight, bias, eps)
+    column = (-1, *[1] * (x.ndim - 2))
+    return x * scale.view(column) + shift.view(column)
+
+
+def _instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    return _batch_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _moments(x: Tensor, running_mean: None, running_var: None, momentum: float) -> tuple[Tensor, Tensor]:
+    variance, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
+    return mean, variance
+
+
+_FORMULAS: dict[Any, Callable[..., Any]] = {
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    torch.batch_norm_update_stats: _moments,
+}
 
 
 class Slopes:
@@ -65,20 +107,25 @@ class Slopes:
         """
         values, directions = self._points.computed(p), self._directions.computed(p)
         moving = {name: values[name] for name in self._points.moving}
-        batch = mapped(lambda x: x.clone() if isinstance(x, Tensor) else x, batch)
+
+        def copied(x: Any) -> Any:
+            return x.clone() if isinstance(x, Tensor) else x
 
         def losses_and_outputs(moving: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            outputs, targets = self._network.evaluate({**values, **moving}, batch)
+            # copies made in here are the transform's own: the model may write to them
+            own = {name: moving.get(name, value).clone() for name, value in values.items()}
+            outputs, targets = self._network.evaluate(own, mapped(copied, batch))
             losses = self._criterion.losses(outputs, targets)
-            return losses, outputs.reshape(len(losses), -1)
+            parts = [t.flatten(1) if t.ndim > 1 else t[:, None] for t in tensors_in(outputs) if t.is_floating_point()]
+            return losses, torch.cat(parts, 1)
 
         try:
             # the one attention that has a forward-mode derivative
-            with sdpa_kernel(SDPBackend.MATH), _SlopeOfStatistics():
+            with sdpa_kernel(SDPBackend.MATH), _Differentiable():
                 along = {name: directions[name] for name in moving}
                 slope, tangent = torch.func.jvp(losses_and_outputs, (moving,), (along,))[1]
         except (NotImplementedError, RuntimeError) as error:
-            if "forward" not in str(error).lower():
+            if "forward AD" not in str(error) and "forward grad" not in str(error):
                 raise
             raise ValueError(
                 "slopes along the path need forward-mode derivatives, and PyTorch has none for something in this model "

@@ -1,0 +1,567 @@
+"""Batch-norm policies: at every point what torch's own modules give there, one point after the other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import mli_fast
+from mli_fast.engine import calibration, forced
+from tests import science_reference as reference
+from tests.cases import Case, assert_same_points, case, under_both
+from tests.data import Batch
+from tests.models import endpoints_of
+from tests.plain_points import blended, losses_in, spoilt, three
+from tests.reference import assert_as_exact_as_torch, call, cast, to_dtype
+from tests.test_contracts import Counting
+from tests.test_left_alone import Mishap, assert_unchanged, lived_in, snapshot
+
+ALPHAS = [-0.1, 0.0, 0.3, 1.0]
+NORMED = (
+    "cnn-bn",
+    "resnet",
+    "pre-activation-resnet",
+    "mlp-batch-norm",
+    "conv3d",
+    "batch-norm-2d-first",
+)
+CALIBRATED = ("recalibrate", "recalibrate-ema")
+POLICIES = (*CALIBRATED, "batch")
+
+
+def options_of(policy: str, batches: Any) -> dict[str, Any]:
+    """The policy, with the data it needs."""
+    return {"batch_norm": policy} | ({"calibration": batches} if policy in CALIBRATED else {})
+
+
+def expected(
+    policy: str, c: Case, calibration_batches: Sequence[Batch], alphas: Sequence[float] = ALPHAS
+) -> np.ndarray:
+    """The loss at every alpha by torch's own modules in fp64."""
+    states = reference.line(c.theta_0, c.theta_T, alphas)
+    if policy == "batch":
+        return reference.batch_statistics_losses(c.model, states, c.batches, c.criterion)
+    rule = {"recalibrate": reference.recalibrated_losses, "recalibrate-ema": reference.recalibrated_ema_losses}[policy]
+    return rule(c.model, states, calibration_batches, c.batches, c.criterion)
+
+
+def cut_again(batches: Sequence[Batch], sizes: Sequence[int]) -> list[Batch]:
+    """The same examples in other batches."""
+    x, y = (torch.cat(column) for column in zip(*batches, strict=True))
+    return list(zip(x.split(list(sizes)), y.split(list(sizes)), strict=True))
+
+
+def made(model: nn.Module, batches: list[Batch] | None = None) -> Case:
+    """A case of a model that the registry does not have."""
+    return Case(model.eval(), *endpoints_of(lambda _: model), batches or case("mlp").batches)
+
+
+# ----------------------------------------------------------------------------------------- equal to torch's own modules
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@under_both(*NORMED)
+def test_every_policy_equals_torchs_own_modules(name: str, under: str, policy: str) -> None:
+    c = case(name)
+    data = cut_again(c.batches, [4, 7, 2])
+    with forced(under):
+        result = c.sweep(ALPHAS, precision="fp64", **options_of(policy, data))
+    np.testing.assert_allclose(result.loss, expected(policy, c, data), rtol=1e-10)
+    assert result.provenance["batch_norm"] == policy
+
+
+@pytest.mark.parametrize("sizes", [[13], [12, 1], [1] * 13], ids=["one", "two", "ones"])
+@pytest.mark.parametrize("limit", [2**30, 1], ids=["together", "apart"])
+def test_recalibration_is_over_all_the_data_however_it_is_cut(limit: int, sizes: list[int], monkeypatch: Any) -> None:
+    """Apart, every batch waits at each norm until all others have been there."""
+    monkeypatch.setattr(calibration, "MERGED_BYTES", limit)
+    for name in ("resnet", "mlp-batch-norm") if len(sizes) < 13 else ("mlp-batch-norm",):
+        c = case(name)
+        result = c.sweep(ALPHAS, precision="fp64", batch_norm="recalibrate", calibration=cut_again(c.batches, sizes))
+        np.testing.assert_allclose(result.loss, expected("recalibrate", c, c.batches), rtol=1e-10)
+
+
+def passes(c: Case, limit: int, monkeypatch: Any, batches: list[Batch]) -> list[int]:
+    """How many examples each forward pass of a calibration of one point had."""
+    seen: list[int] = []
+    run = calibration.Forwards.run
+
+    def noting(self: Any, batch: Any, p: int, memo: Any) -> None:
+        seen.append(len(batch[1]))
+        run(self, batch, p, memo)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calibration, "MERGED_BYTES", limit)
+        patch.setattr(calibration.Forwards, "run", noting)
+        c.sweep([0.3], batch_norm="recalibrate", calibration=batches)
+    return seen[1:]  # the first looks for the widest input
+
+
+def test_batches_go_together_as_far_as_memory_allows(monkeypatch: Any) -> None:
+    c = case("mlp-batch-norm")  # 8 channels of fp32: 32 bytes an example
+    ones = cut_again(c.batches, [1] * 13)
+    assert passes(c, 2**30, monkeypatch, ones) == [13]
+    apart = passes(c, 5 * 32, monkeypatch, ones)
+    assert set(apart) == {5, 3}
+    assert len(apart) <= 3 * 3  # two norms, and the end
+
+
+def test_a_pair_is_cut_as_memory_allows(monkeypatch: Any) -> None:
+    c = case("mlp-batch-norm")
+    pair = tuple(torch.cat(column) for column in zip(*c.batches, strict=True))
+    result = c.sweep(ALPHAS, precision="fp64", batch_norm="recalibrate", calibration=pair)
+    np.testing.assert_allclose(result.loss, expected("recalibrate", c, c.batches), rtol=1e-10)
+    assert max(passes(c, 5 * 32, monkeypatch, pair)) <= 5  # type: ignore[arg-type]
+
+
+class TimeFirst(nn.Module):
+    """Takes sequences as nn.RNN does unless told otherwise: [steps, examples, features]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.norm, self.last = nn.RNN(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.rnn(x)[0][-1]))
+
+
+class Masked(nn.Module):
+    """Mixes the steps of a sequence by a matrix that comes with the batch and is no example's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 8), nn.BatchNorm1d(6), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.last(self.norm(mask @ self.first(x)).mean(1))
+
+
+class Scaled(nn.Module):
+    """Multiplied by a number that comes with the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, scale: float) -> Tensor:
+        return self.last(self.norm(scale * self.first(x)))
+
+
+class Named(nn.Module):
+    """Takes its inputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.norm, self.last = (
+            nn.Linear(6, 8),
+            nn.Linear(3, 8),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, 4),
+        )
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.last(F.relu(self.norm(self.left(left) * self.right(right))))
+
+
+class AlsoByBatch(nn.Module):
+    """A norm that has no running statistics, and thus sees the batch, before one that has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.own = nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False)
+        self.norm, self.last = nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(F.relu(self.own(self.first(x)))))
+
+
+class Unused(nn.Module):
+    """Has a norm that no pass reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.spare, self.last = (
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x)))
+
+
+class Reads(nn.Module):
+    """Scales by a Python number taken from an activation; cannot be deferred."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.first(x))
+        return self.last(torch.tanh(hidden) / (0.5 + float(hidden[0].detach().abs().max().numpy())))
+
+
+class InPlace(nn.Module):
+    """Writes into its input and into what the norm gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(0.7).add_(0.1)
+        return self.last(F.relu_(self.norm(self.first(x)).add_(1.0)))
+
+
+def draws(*shapes: tuple[int, ...]) -> list[Tensor]:
+    """N(0, 1) tensors."""
+    g = torch.Generator().manual_seed(11)
+    return [torch.randn(shape, generator=g) for shape in shapes]
+
+
+def labels(n: int) -> Tensor:
+    """Classes."""
+    return torch.arange(n) % 4
+
+
+ODD: dict[str, Callable[[], Case]] = {
+    "time-first": lambda: made(TimeFirst(), [(x, labels(5)) for x in draws((7, 5, 3), (7, 5, 3))]),
+    "time-first-ragged": lambda: made(TimeFirst(), [(x, labels(5)) for x in draws((7, 5, 3), (4, 5, 3))]),
+    "mask": lambda: made(Masked(), [((x, torch.eye(6) + 0.1), labels(len(x))) for x in draws((4, 6, 3), (3, 6, 3))]),
+    "number": lambda: made(Scaled(), [((x, 2.0 + len(x)), labels(len(x))) for x in draws((4, 6), (3, 6))]),
+    "named": lambda: made(
+        Named(), [{"left": x, "right": x[:, :3] ** 2, "labels": labels(len(x))} for x in draws((4, 6), (3, 6), (2, 6))]
+    ),
+    "sequence-lengths": lambda: made(
+        nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 4)),
+        [(x, labels(len(x))) for x in draws((4, 3, 6), (3, 3, 9), (2, 3, 6))],
+    ),
+    "also-by-batch": lambda: made(AlsoByBatch()),
+    "unused": lambda: made(Unused()),
+    "reads": lambda: made(Reads()),
+    "in-place": lambda: made(InPlace()),
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("limit", [2**30, 1], ids=["together", "apart"])
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_batches_and_models_equal_torchs_own_modules(kind: str, limit: int, policy: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(calibration, "MERGED_BYTES", limit)
+    c = ODD[kind]()
+    result = c.sweep(ALPHAS, precision="fp64", metrics=(), **options_of(policy, c.batches))
+    np.testing.assert_allclose(result.loss, expected(policy, c, c.batches), rtol=1e-10)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.0, 0.3, 1.0])
+def test_every_momentum_is_torchs(engine: str, momentum: float | None) -> None:
+    """None, the average over all batches so far, goes on from the number that the state has seen."""
+    c = case("cnn-bn")
+    for module in c.model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = momentum
+    result = c.sweep(ALPHAS, precision="fp64", batch_norm="recalibrate-ema", calibration=c.batches)
+    np.testing.assert_allclose(result.loss, expected("recalibrate-ema", c, c.batches), rtol=1e-10)
+
+
+class Twice(nn.Module):
+    """Calls one norm at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.middle, self.last = (
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 4)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.middle(F.relu(self.norm(self.first(x))))))
+
+
+@pytest.mark.parametrize("policy", ["recalibrate-ema", "batch"])
+def test_a_norm_that_is_called_twice_moves_twice(engine: str, policy: str) -> None:
+    c = made(Twice())
+    result = c.sweep(ALPHAS, precision="fp64", **options_of(policy, c.batches))
+    np.testing.assert_allclose(result.loss, expected(policy, c, c.batches), rtol=1e-10)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", ["mlp", "norms", "gpt2"])
+def test_without_a_batch_norm_every_policy_is_the_same(policy: str, name: str) -> None:
+    """Instance norms with running statistics are none: they keep the interpolated ones."""
+    c = case(name)
+    with forced("loop"):
+        assert_same_points(c.sweep(ALPHAS, **options_of(policy, c.batches)), c.sweep(ALPHAS), range(len(ALPHAS)))
+
+
+def test_what_is_no_batch_norm_stays_in_eval_mode(engine: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
+    c = made(model)
+    for policy in POLICIES:
+        result = c.sweep(ALPHAS, precision="fp64", **options_of(policy, c.batches))
+        np.testing.assert_allclose(result.loss, expected(policy, c, c.batches), rtol=1e-10)
+
+
+def test_the_policies_differ() -> None:
+    """The cases above can tell them apart."""
+    c = case("cnn-bn")
+    curves = [expected(policy, c, c.batches) for policy in POLICIES] + [c.sweep(ALPHAS).loss]
+    assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(curves) for b in curves[:i])
+
+
+def test_every_kind_of_path_goes_with_recalibration(engine: str) -> None:
+    c, anchors = case("cnn-bn"), three("cnn-bn")
+    plane = mli_fast.Plane(*anchors)
+    options = {"precision": "fp64", "batch_norm": "recalibrate", "calibration": c.batches, "progress": False}
+    found = mli_fast.surface(c.model, plane, c.batches, 2, 2, **options)
+    grid = [[x, y] for x in found["x"] for y in found["y"]]
+    states = [reference.combine(anchors, row) for row in plane.coefficients(grid).tolist()]
+    losses = reference.recalibrated_losses(c.model, states, c.batches, c.batches).reshape(2, 2)
+    np.testing.assert_allclose(found.loss, losses, rtol=1e-10)
+    many = mli_fast.sweep_many(c.model, [anchors[:2], anchors[1:]], iter(c.batches), ALPHAS, **options)
+    for run, pair in zip(("0", "1"), (anchors[:2], anchors[1:]), strict=True):
+        losses = reference.recalibrated_losses(c.model, reference.line(*pair, ALPHAS), c.batches, c.batches)
+        np.testing.assert_allclose(many.select(run=run).loss, losses, rtol=1e-10)
+
+
+def test_norms_on_a_schedule_start_from_their_own_statistics(engine: str) -> None:
+    """The averages of "recalibrate-ema" begin at the statistics that the schedule gives."""
+    c = case("cnn-bn")
+    options = {"precision": "fp64", "batch_norm": "recalibrate-ema", "calibration": c.batches}
+    result = c.sweep(ALPHAS, schedule={"norm": "end"}, **options)
+    norms = {key for key in c.theta_0 if key.split(".")[0] in ("1", "5")}
+    start = {key: c.theta_T[key] if key in norms else value for key, value in c.theta_0.items()}
+    np.testing.assert_allclose(
+        result.loss, expected("recalibrate-ema", Case(c.model, start, c.theta_T, c.batches), c.batches), rtol=1e-10
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ exactness
+
+
+@torch.no_grad()
+def single(policy: str, c: Case, states: Sequence[Any]) -> np.ndarray:
+    """The loss at every state by torch's own modules in fp32."""
+    network = cast(copy.deepcopy(c.model).eval(), torch.float32)
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    measured = []
+    for state in states:
+        network.load_state_dict(state)
+        if policy == "recalibrate":
+            for norm in norms:  # in the order of their calls
+                seen: list[Tensor] = []
+                hook = norm.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+                for batch in c.batches:
+                    call(network, to_dtype(batch, torch.float32))
+                hook.remove()
+                norm.momentum, norm.training = 1.0, True
+                norm(torch.cat(seen))  # torch's own statistics of all that came in
+                norm.training = False
+        else:
+            reference.only_batch_norms_train(network)
+            for batch in c.batches:
+                call(network, to_dtype(batch, torch.float32))
+            network.eval()
+        measured.append({key: value.clone() for key, value in network.state_dict().items()})
+    return losses_in(torch.float32, c.model, measured, c.batches, c.criterion)
+
+
+@pytest.mark.parametrize("shift", [0.0, 30.0], ids=["centred", "far-from-zero"])
+@pytest.mark.parametrize("policy", CALIBRATED)
+@under_both("cnn-bn", "mlp-batch-norm")
+def test_statistics_are_as_exact_as_torch_in_fp32(name: str, under: str, policy: str, shift: float) -> None:
+    """Also where the mean is many deviations from zero, so that E[x^2] - E[x]^2 would lose digits."""
+    c = case(name)
+    c = Case(c.model, c.theta_0, c.theta_T, [(x + shift, y) for x, y in c.batches])
+    with forced(under):
+        ours = c.sweep(ALPHAS, **options_of(policy, c.batches)).loss
+    states = [blended((c.theta_0, c.theta_T), (1 - a, a), torch.float32) for a in ALPHAS]
+    assert_as_exact_as_torch(ours, expected(policy, c, c.batches), single(policy, c, states))
+
+
+# ------------------------------------------------------------------------------------------------------------ contracts
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@under_both("cnn-bn", "mlp-batch-norm")
+def test_a_point_stands_alone(name: str, under: str, policy: str) -> None:
+    c, grid = case(name), [0.0, 0.2, 0.5, 0.9, 1.0]
+    options = options_of(policy, c.batches)
+    with forced(under):
+        whole = c.sweep(grid, **options)
+        for at in ([2], [4, 0, 2, 2]):
+            assert_same_points(c.sweep([grid[i] for i in at], **options), whole, at)
+        for chunk in (1, 2):
+            assert_same_points(c.sweep(grid, chunk=chunk, **options), whole, range(5))
+        assert_same_points(c.sweep([0.0], theta_T=c.theta_0, **options), whole, [0])
+        assert_same_points(c.sweep([1.0], theta_0=c.theta_T, **options), whole, [4])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@under_both("cnn-bn", "mlp-batch-norm")
+def test_an_end_is_exact_where_the_other_is_nan(name: str, under: str, policy: str) -> None:
+    c = case(name)
+    options = options_of(policy, c.batches)
+    with forced(under):
+        clean = c.sweep([0.0, 1.0], **options)
+        with pytest.warns(mli_fast.evaluation.NonFiniteWarning):
+            bad_end = c.sweep([0.0, 0.5, 1.0], theta_T=spoilt(c.theta_T), **options)
+        with pytest.warns(mli_fast.evaluation.NonFiniteWarning):
+            bad_start = c.sweep([0.0, 0.5, 1.0], theta_0=spoilt(c.theta_0), **options)
+    assert np.isnan(bad_end.loss).tolist() == [False, True, True]
+    assert np.isnan(bad_start.loss).tolist() == [True, True, False]
+    assert (bad_end.loss[0], bad_start.loss[2]) == tuple(clean.loss)
+
+
+class Noisy(nn.Module):
+    """Draws noise on every call, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return self.last(F.relu(self.norm(hidden + torch.randn(hidden.shape, dtype=hidden.dtype))))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_noise_is_the_same_at_every_point(engine: str, policy: str) -> None:
+    c = made(Noisy())
+    options = options_of(policy, c.batches)
+    assert_same_points(c.sweep([0.3], **options), c.sweep(ALPHAS, **options), [2])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", ["cnn-bn", "pre-activation-resnet"])
+def test_the_callers_things_are_as_they_were(name: str, policy: str, engine: str) -> None:
+    c = lived_in(name)
+    before = snapshot(c)
+    c.sweep(ALPHAS, **options_of(policy, c.batches))
+    assert_unchanged(before, snapshot(c))
+
+
+def breaks(batches: list[Batch], error: BaseException) -> Iterator[Batch]:
+    """Two batches, then an error."""
+    yield from batches[:2]
+    raise error
+
+
+@pytest.mark.parametrize("policy", CALIBRATED)
+@pytest.mark.parametrize("error", [Mishap("no more"), KeyboardInterrupt()], ids=["exception", "ctrl-c"])
+def test_they_are_after_an_exception_in_the_calibration_data(policy: str, error: BaseException) -> None:
+    c = lived_in("cnn-bn")
+    before = snapshot(c)
+    with pytest.raises(type(error)):
+        c.sweep(ALPHAS, **options_of(policy, breaks(c.batches, error)))
+    assert_unchanged(before, snapshot(c))
+
+
+@pytest.mark.parametrize("policy", CALIBRATED)
+def test_calibration_may_be_a_generator_and_is_read_once(engine: str, policy: str) -> None:
+    c = case("cnn-bn")
+    data, loader = Counting(c.batches), Counting(c.batches)
+    result = c.sweep(ALPHAS, loader=loader, **options_of(policy, data))
+    assert (data.iterations, data.drawn, loader.iterations, loader.drawn) == (1, 3, 1, 3)
+    once = c.sweep(ALPHAS, **options_of(policy, (batch for batch in c.batches)))
+    assert_same_points(once, result, range(len(ALPHAS)))
+    data = Counting(c.batches)
+    mli_fast.layerwise(c.model, c.theta_0, c.theta_T, c.batches, 3, progress=False, batch_norm=policy, calibration=data)
+    assert data.iterations == 1
+
+
+def test_calibration_is_counted_neither_as_data_nor_twice() -> None:
+    c = case("cnn-bn")
+    result = c.sweep(ALPHAS, batch_norm="recalibrate", calibration=c.batches * 3)
+    assert result.count == 13
+    assert (result.provenance["examples"], result.provenance["batches"]) == (13, 3)
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+
+class TakesSides(nn.Module):
+    """Which of two norms it calls depends on the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.even, self.odd, self.last = (
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return self.last(self.odd(hidden) if len(x) % 2 else self.even(hidden))
+
+
+def one_value() -> Case:
+    """A case whose last batch is a single example."""
+    c = case("mlp-batch-norm")
+    return Case(c.model, c.theta_0, c.theta_T, cut_again(c.batches, [12, 1]))
+
+
+def in_apart(c: Case, sizes: list[int]) -> mli_fast.SweepResult:
+    """Recalibrated over batches that cannot go together."""
+    data = cut_again(c.batches, sizes)
+    return c.sweep(3, batch_norm="recalibrate", calibration=[((x, 1.0), y) for x, y in data], forward=first_input)
+
+
+def first_input(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Leaves out what came with the inputs."""
+    inputs, targets = batch
+    return model(inputs[0] if isinstance(inputs, tuple) else inputs), targets
+
+
+BAD: dict[str, tuple[Callable[[Case], Any], str]] = {
+    "no-data": (lambda c: c.sweep(3, batch_norm="recalibrate"), "recalibrate.*calibration"),
+    "no-data-ema": (lambda c: c.sweep(3, batch_norm="recalibrate-ema"), "recalibrate-ema.*calibration"),
+    "data-for-interpolate": (lambda c: c.sweep(3, calibration=c.batches), "calibration.*recalibrate.*interpolate"),
+    "data-for-batch": (lambda c: c.sweep(3, batch_norm="batch", calibration=c.batches), "calibration.*batch"),
+    "no-such-policy": (lambda c: c.sweep(3, batch_norm="recalibrated"), "recalibrated.*'recalibrate'"),
+    "empty": (lambda c: c.sweep(3, batch_norm="recalibrate", calibration=[]), "calibration.*empty"),
+    "empty-generator": (lambda c: c.sweep(3, batch_norm="recalibrate-ema", calibration=iter(())), "calibration.*empty"),
+    "pair-ema": (
+        lambda c: c.sweep(3, batch_norm="recalibrate-ema", calibration=(torch.randn(5, 6), labels(5))),
+        "recalibrate-ema.*batches",
+    ),
+    "unequal-pair": (
+        lambda c: c.sweep(3, batch_norm="recalibrate", calibration=(torch.randn(5, 6), labels(4))),
+        r"calibration.*\b5\b.*\b4\b",
+    ),
+    "one-value": (
+        lambda c: c.sweep(3, batch_norm="recalibrate", calibration=[(torch.randn(1, 6), labels(1))]),
+        "'1'.*single value",
+    ),
+    "one-value-ema": (lambda c: c.sweep(3, **options_of("recalibrate-ema", one_value().batches)), "'1'.*single value"),
+    "one-value-batch": (lambda c: one_value().sweep(3, batch_norm="batch"), "'1'.*single value"),
+    "called-twice": (lambda c: made(Twice()).sweep(3, **options_of("recalibrate", c.batches)), "'norm'.*twice"),
+    "not-by-every-batch": (lambda c: in_apart(made(TakesSides()), [6, 7]), "'(even|odd)'.*not called"),
+    "no-loader": (lambda c: c.sweep(3, batch_norm="recalibrate", calibration="cal.pt"), "calibration"),
+    "bad-batch": (lambda c: c.sweep(3, batch_norm="recalibrate", calibration=[torch.randn(5, 6)]), "forward="),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_does_not_fit_is_refused_by_name(kind: str) -> None:
+    make, told = BAD[kind]
+    with pytest.raises((ValueError, TypeError), match=f"(?s){told}"):
+        make(case("mlp-batch-norm"))
+
+
+@pytest.mark.parametrize("policy", CALIBRATED)
+def test_an_error_in_calibration_says_so(policy: str) -> None:
+    """Torch's own error on inputs of a wrong width."""
+    c = case("mlp-batch-norm")
+    data = [*c.batches[:1], (torch.randn(4, 7), labels(4))]
+    with pytest.raises(RuntimeError) as caught:
+        c.sweep(3, **options_of(policy, data))
+    assert any("calibrat" in note or "statistics" in note for note in caught.value.__notes__)
+    with pytest.raises(RuntimeError) as caught:
+        c.sweep(3, **options_of(policy, data[1:]))
+    assert any("calibrat" in note or "statistics" in note for note in getattr(caught.value, "__notes__", []))
