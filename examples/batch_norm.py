@@ -31,9 +31,9 @@ PLATEAU = f"plateau (above {THRESHOLD:.0%})"
 
 def main(task: Task) -> None:
     recipe = Recipe("sgd", 0.05, 60) if task.quick else RECIPE
-    network = cnn()
+    network = cnn(task.data.shape)
     theta_0, theta_T = train(network, task.data.train, recipe)
-    other = train(cnn(seed=1), task.data.train, replace(recipe, seed=1))[-1]
+    other = train(cnn(task.data.shape, seed=1), task.data.train, replace(recipe, seed=1))[-1]
     lines = {"initialisation to end": (theta_0, theta_T), "two networks": (theta_T, other)}
     alphas = np.linspace(0, 1, 11 if task.quick else 51)  # 0.5 is one of them
     results = {name: by_policy(network, ends, task.data.train, alphas) for name, ends in lines.items()}

@@ -28,7 +28,7 @@ WAYS = {
 
 
 def main(task: Task) -> None:
-    networks = {"CNN": cnn((16, 32, 32, 32), batch_norm=False), "MLP": mlp(task.data.shape, depth=6)}
+    networks = {"CNN": cnn(task.data.shape, (16, 32, 32, 32), batch_norm=False), "MLP": mlp(task.data.shape, depth=6)}
     recipe = Recipe("adam", rate=3e-3, steps=150) if task.quick else RECIPE
     results = {name: layerwise(task, network, recipe) for name, network in networks.items()}
     table = pd.concat({name: rows(result) for name, result in results.items()}, names=["network", "layer"])

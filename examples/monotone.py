@@ -51,8 +51,8 @@ def networks(task: Task) -> dict[str, nn.Module]:
     return {
         "MLP": mlp(shape),
         "MLP, batch norm": mlp(shape, batch_norm=True),
-        "CNN": cnn(batch_norm=False),
-        "CNN, batch norm": cnn(),
+        "CNN": cnn(shape, batch_norm=False),
+        "CNN, batch norm": cnn(shape),
     }
 
 

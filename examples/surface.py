@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 
 def main(task: Task) -> None:
     recipe, states, size = (Recipe("adam", 3e-3, 80), 8, 7) if task.quick else (RECIPE, STATES, SIZE)
-    network = cnn(batch_norm=False)
+    network = cnn(task.data.shape, batch_norm=False)
     trajectory = train(network, task.data.train, recipe, every=recipe.steps // states)
     theta_0, early, theta_T = trajectory[0], trajectory[len(trajectory) // 4], trajectory[-1]
 

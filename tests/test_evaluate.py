@@ -258,6 +258,24 @@ def test_the_homogeneous_schedule_follows_the_depth_of_the_call(engine: str, pre
     np.testing.assert_allclose(result.loss, expected, rtol=1e-10 if precision else 1e-5)
 
 
+def test_the_last_bias_is_that_of_the_layer_called_last(engine: str) -> None:
+    """The layer that is registered last has none."""
+
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = nn.Linear(11, 4), nn.Linear(6, 11, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.first(x)))
+
+    model, alphas = Backwards(), [0.0, 0.4]
+    c = Case(model, *endpoints_of(lambda _: model), case("mlp").batches)
+    result = c.sweep(alphas, schedule={"last_bias": "end"}, precision="fp64")
+    expected = scheduled(c, mli_fast.Line(c.theta_0, c.theta_T), alphas, {"last.bias": lambda a: 1.0})
+    np.testing.assert_allclose(result.loss, expected, rtol=1e-10)
+
+
 def test_running_statistics_follow_the_schedule_of_their_norm(engine: str) -> None:
     c, alphas = case("cnn-bn"), [0.0, 0.3, 1.0]
     own = {f"1.{leaf}": (lambda a: a**2) for leaf in ("weight", "bias", "running_mean", "running_var")}

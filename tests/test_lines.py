@@ -194,10 +194,9 @@ def test_layerwise_equals_the_plain_loop(name: str, under: str, others: str, cum
     assert_layerwise_is_the_loop(name, under, others, cumulative)
 
 
-@pytest.mark.parametrize("cumulative", [None, "bottom"])
 @under_both("pre-activation-resnet", "lstm", "batch-norm-first")
-def test_layerwise_of_every_model_equals_the_plain_loop(name: str, under: str, cumulative: str | None) -> None:
-    assert_layerwise_is_the_loop(name, under, "end", cumulative)
+def test_layerwise_of_every_model_equals_the_plain_loop(name: str, under: str) -> None:
+    assert_layerwise_is_the_loop(name, under, "end", "bottom")
 
 
 def assert_layerwise_is_the_loop(name: str, under: str, others: str, cumulative: str | None) -> None:
@@ -356,6 +355,13 @@ def test_every_policy_of_batch_norm_goes_with_layerwise(policy: str, engine: str
     for group, names in names_of(c, ["1", "4"]).items():
         start = {key: c.theta_0[key] if key in names else value for key, value in c.theta_T.items()}
         assert_same(result.select(group=group), c.sweep(ALPHAS, theta_0=start, **options))
+
+
+def test_layers_are_traced_under_every_policy_from_a_pair_too() -> None:
+    c = case("mlp-batch-norm")
+    pair = tuple(torch.cat(column) for column in zip(*c.batches, strict=True))
+    options: dict[str, Any] = {"loader": pair, "batch_norm": "batch"}
+    assert layerwise(c, **options)["group"].tolist() == ["0", "1", "3", "5", "6"]
 
 
 def test_a_schedule_goes_with_layerwise(engine: str) -> None:

@@ -397,6 +397,23 @@ def test_outputs_that_are_no_one_tensor_slope_as_well(engine: str) -> None:
         c.sweep(3, forward=pair, criterion=of_pair, metrics=("gauss_length_jvp",))
 
 
+def test_outputs_may_hold_a_number_beside_the_examples(engine: str) -> None:
+    """A loss of its own that the model gives along, say."""
+    c = case("mlp")
+
+    def with_penalty(model: nn.Module, batch: Any) -> tuple[Any, Tensor]:
+        outputs = model(batch[0])
+        return (outputs, outputs.square().mean()), batch[1]
+
+    def penalised(outputs: Any, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs[0], targets, reduction="none") + outputs[1]
+
+    options = {"forward": with_penalty, "criterion": penalised, "precision": "fp64"}
+    found = c.sweep([0.3], metrics=("loss_slope",), **options)["loss_slope"]
+    expected = differences(lambda a: c.sweep(a, metrics=(), **options).loss, [0.3])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_a_schedule_without_a_derivative_is_named() -> None:
     with pytest.raises(ValueError, match=r"bias.*derivative"):
         case("mlp").sweep(3, metrics=("loss_slope",), schedule={"bias": lambda alphas: alphas**2})

@@ -47,18 +47,26 @@ def mlp(
         return nn.Sequential(*layers)
 
 
-def cnn(channels: Sequence[int] = (16, 32, 32), *, batch_norm: bool = True, seed: int = 0) -> nn.Sequential:
-    """Images [B, 1, H, W] to ten logits: 3 x 3 convolutions with ReLU, all but the first by stride 2; then the mean.
+def cnn(
+    shape: Sequence[int], channels: Sequence[int] = (16, 32, 32), *, batch_norm: bool = True, seed: int = 0
+) -> nn.Sequential:
+    """Images of `shape` to ten logits: 3 x 3 convolutions with ReLU, then a matrix.
+
+    All convolutions but the first have stride 2; the first brings large images down to some 8 x 8.
 
     Args:
+        shape: of one image, (1, H, W).
         channels: of each convolution.
         batch_norm: after every convolution, which then has no bias.
         seed: of the initialisation.
     """
+    before, *sizes = shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
-        for i, (before, after) in enumerate(zip((1, *channels), channels, strict=False)):
-            layers.append(nn.Conv2d(before, after, 3, stride=1 if i == 0 else 2, padding=1, bias=not batch_norm))
+        for i, after in enumerate(channels):
+            stride = max(1, min(sizes) // 8) if i == 0 else 2
+            layers.append(nn.Conv2d(before, after, 3, stride, padding=1, bias=not batch_norm))
             layers += [nn.BatchNorm2d(after)] * batch_norm + [nn.ReLU()]
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], CLASSES))
+            before, sizes = after, [-(-size // stride) for size in sizes]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * math.prod(sizes), CLASSES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,9 @@ def test_mlp_has_the_biases_asked_for_at_zero() -> None:
     assert all(not p.any() for n, p in mlp((1, 8, 8), 16, 3).named_parameters() if n.endswith("bias"))
 
 
-@pytest.mark.parametrize("network", [mlp((1, 8, 8), 16, batch_norm=True), cnn((4, 8)), cnn((4, 8), batch_norm=False)])
+@pytest.mark.parametrize(
+    "network", [mlp((1, 8, 8), 16, batch_norm=True), cnn((1, 8, 8), (4, 8)), cnn((1, 8, 8), (4, 8), batch_norm=False)]
+)
 def test_training_repeats_and_changes_nothing_else(network: torch.nn.Module) -> None:
     before, random = {n: v.clone() for n, v in network.state_dict().items()}, torch.get_rng_state()
     recipe = Recipe("adam", rate=1e-2, steps=7, batch=16)
@@ -105,6 +108,12 @@ def test_training_learns() -> None:
     network = mlp((1, 8, 8), 32)
     network.load_state_dict(train(network, data(), Recipe("sgd", rate=0.1, steps=300))[-1])
     assert (network(data()[0]).argmax(dim=1) == data()[1]).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (1, 11, 17)], ids=str)
+@pytest.mark.parametrize("network", [mlp, cnn])
+def test_networks_take_images_of_their_shape(network: Callable[..., torch.nn.Module], shape: tuple[int, ...]) -> None:
+    assert network(shape)(torch.zeros(2, *shape)).shape == (2, 10)
 
 
 def test_unknown_optimiser() -> None:
