@@ -41,7 +41,9 @@ def main(task: Task) -> None:
     for name, table in tables.items():
         task.table(table.rename_axis(name), name.replace(" ", "-"))
     say(task, *tables.values())
-    task.figure(plot_curves(results))
+    figure = plot_curves(results)
+    figure.set_size_inches(10.0, 6.5)  # room for a legend of six
+    task.figure(figure)
 
 
 def by_policy(

@@ -99,7 +99,8 @@ class Evaluation:
         self._once: dict[Any, Tensor] = {}
         self._order: list[str] | None = None
         if options.schedule is not None:
-            schedules.assign(self._model, options.schedule)  # raises before anything is read
+            # raises before anything is read, but for what only the order of the layers tells
+            schedules.assign(self._model, {k: v for k, v in options.schedule.items() if k != "last_bias"})
         self._warned = False
 
     def __enter__(self) -> Evaluation:
@@ -163,7 +164,7 @@ class Evaluation:
 
     def _first_batch(self) -> Any:
         if self._pair is not None:
-            return tuple(t[:1] for t in self._pair)
+            return tuple(t[:2] for t in self._pair)  # one alone has no statistics
         assert self._batches is not None
         self._batches, first = _peeked(self._batches)
         return first

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from mli_fast.blended.memo import mapped, tensors_in
+from mli_fast.blended.memo import mapped
 from mli_fast.criteria import Criterion
 from mli_fast.engine.guard import first_line
 from mli_fast.engine.network import Network
@@ -116,8 +116,9 @@ class Slopes:
             own = {name: moving.get(name, value).clone() for name, value in values.items()}
             outputs, targets = self._network.evaluate(own, mapped(copied, batch))
             losses = self._criterion.losses(outputs, targets)
-            parts = [t.flatten(1) if t.ndim > 1 else t[:, None] for t in tensors_in(outputs) if t.is_floating_point()]
-            return losses, torch.cat(parts, 1)
+            if not isinstance(outputs, Tensor):  # then no functional looks at them
+                return losses, losses[:, None]
+            return losses, outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
 
         try:
             # the one attention that has a forward-mode derivative
