@@ -99,8 +99,7 @@ class Evaluation:
         self._once: dict[Any, Tensor] = {}
         self._order: list[str] | None = None
         if options.schedule is not None:
-            # raises before anything is read, but for what only the order of the layers tells
-            schedules.assign(self._model, {k: v for k, v in options.schedule.items() if k != "last_bias"})
+            schedules.check(self._model, options.schedule)  # before anything is read
         self._warned = False
 
     def __enter__(self) -> Evaluation:

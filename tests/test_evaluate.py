@@ -557,6 +557,7 @@ BAD: dict[str, tuple[Callable[[Case], Any], type[Exception], str]] = {
     "anchor-kind": (lambda c: evaluate(c, mli_fast.Bezier(c.theta_0, 17, c.theta_T), 3), TypeError, "bend"),
     "schedule-matches-nothing": (lambda c: on_line(c, 3, schedule={"head*": "end"}), ValueError, r"head\*.*nothing"),
     "schedule-unknown": (lambda c: on_line(c, 3, schedule={"bias": "square"}), ValueError, "bias.*square"),
+    "schedule-last": (lambda c: on_line(c, 3, schedule={"last_bias": "no"}), ValueError, "last_bias.*'no' is not one"),
     "schedule-no-mapping": (lambda c: on_line(c, 3, schedule="homogeneous"), TypeError, "schedule.*mapping"),
 }
 

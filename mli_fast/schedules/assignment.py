@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .parts import KINDS, Order, Part, Parts
+from .parts import KINDS, LAST_BIAS, Order, Part, Parts
 from .schedule import NAMED, Power, Schedule
 
 HOMOGENEOUS = "homogeneous"
@@ -51,17 +51,33 @@ def assign(model: nn.Module, schedule: Mapping[str, Any], depth_order: Order | N
         >>> {name: str(s) for name, s in assign(model, {"bias": "homogeneous", "0.weight": "start"}).items()}
         {'0.bias': 'linear', '2.bias': 'power(2)', '0.weight': 'start'}
     """
-    if not isinstance(schedule, Mapping):
-        raise TypeError(f"schedule: expected a mapping of kinds, layers or patterns to schedules, got {schedule!r}")
     parts = Parts(model, depth_order)
     assigned: dict[str, Schedule] = {}
-    for key, given in schedule.items():
+    for key, given in _mapping(schedule).items():
         names = parts.select(key, "schedule")
         if isinstance(given, str) and given == HOMOGENEOUS:
             assigned.update({name: Schedule(Power(i), key) for name, i in _degrees(parts, names).items()})
         else:
             assigned.update(dict.fromkeys(names, _schedule(given, key)))
     return assigned
+
+
+def check(model: nn.Module, schedule: Mapping[str, Any]) -> None:
+    """Raise what `assign` would, without asking for the order of the layers: whether there is a last bias is left open.
+
+    Args:
+        model: the architecture.
+        schedule: see `assign`.
+
+    Raises:
+        ValueError: a key matches nothing, or an unknown schedule.
+        TypeError: not a mapping, or a key or schedule of a wrong type.
+    """
+    given = dict(_mapping(schedule))
+    last = given.pop(LAST_BIAS, HOMOGENEOUS)
+    if last != HOMOGENEOUS:
+        _schedule(last, LAST_BIAS)
+    assign(model, given)
 
 
 def groups(model: nn.Module, groups: Any = None, depth_order: Order | None = None) -> dict[str, tuple[str, ...]]:
@@ -109,6 +125,12 @@ def groups(model: nn.Module, groups: Any = None, depth_order: Order | None = Non
     if not wanted:
         raise ValueError("groups is empty: at least one is needed")
     return {label: _joined(parts, label, keys) for label, keys in wanted.items()}
+
+
+def _mapping(schedule: Any) -> Mapping[str, Any]:
+    if not isinstance(schedule, Mapping):
+        raise TypeError(f"schedule: expected a mapping of kinds, layers or patterns to schedules, got {schedule!r}")
+    return schedule
 
 
 def _schedule(given: Any, key: str) -> Schedule:

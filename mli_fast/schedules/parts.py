@@ -16,6 +16,7 @@ from mli_fast.checkpoints.matching import model_entries
 Order = Callable[[], Sequence[str]]
 
 KINDS = ("weight", "bias", "norm", "embedding")  # every parameter is of one of them
+LAST_BIAS = "last_bias"  # a kind besides
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _PARAMETRISED = re.compile(r"(?:(.*)\.)?parametrizations\.([^.]+)\.")
@@ -82,7 +83,7 @@ class Parts:
 
     def of_kind(self, key: str) -> list[Part]:
         """What is of a kind; nothing where the key is no kind."""
-        if key == "last_bias":
+        if key == LAST_BIAS:
             layers = [name for name in self.layers if not is_norm(self._modules[name])]
             return [part for part in self.held_by(layers[-1]) if part.kind == "bias"] if layers else []
         found = [part for part in self.parts if part.kind == key and key in KINDS]
@@ -139,7 +140,7 @@ class Parts:
         return "bias" if "bias" in leaf else "weight"
 
     def _what_there_is(self) -> str:
-        kinds = [kind for kind in (*KINDS, "last_bias") if self.of_kind(kind)]
+        kinds = [kind for kind in (*KINDS, LAST_BIAS) if self.of_kind(kind)]
         layers = [name for name in self.layers if name]
         names = [part.name for part in self.parts]
         return "; ".join(
