@@ -62,11 +62,11 @@ void product(bool wide, Address to, Address x, std::tuple<int64_t, int64_t, int6
 }
 
 void winograd(Address to, Address x, std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> sizes,
-              std::tuple<int64_t, int64_t, int64_t, int64_t> place, int64_t x_point_stride, const std::vector<Address>& anchors,
+              std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> place, int64_t x_point_stride, const std::vector<Address>& anchors,
               Address coefficients, const EpilogueTuple& tail, int threads) {
   const auto pointers = in(anchors);
   const auto [points, images, height, width, channels, columns] = sizes;
-  const auto [out_height, out_width, pad_y, pad_x] = place;
+  const auto [out_height, out_width, pad_y, pad_x, stride] = place;
   const mli::WinogradArgs args{out(to),
                                in(x),
                                points,
@@ -79,6 +79,7 @@ void winograd(Address to, Address x, std::tuple<int64_t, int64_t, int64_t, int64
                                out_width,
                                pad_y,
                                pad_x,
+                               stride,
                                x_point_stride,
                                pointers.data(),
                                static_cast<const double*>(in(coefficients)),

@@ -31,12 +31,12 @@ struct ProductArgs {
   int threads;
 };
 
-// Convolution with 3 x 3 kernels at stride 1; channels-last images [images, height, width, channels] for each point.
+// Convolution with 3 x 3 kernels at stride 1 or 2; channels-last images [images, height, width, channels] for each point.
 struct WinogradArgs {
   void* out;      // [P, images, out_height, out_width, N]
   const void* x;  // [P or 1, images, height, width, C]
   int64_t points, images, height, width, channels, columns;
-  int64_t out_height, out_width, pad_y, pad_x;
+  int64_t out_height, out_width, pad_y, pad_x, stride;
   int64_t x_point_stride;      // 0: all points see the same input
   const void* const* anchors;  // R times [N, 3, 3, C]
   const double* coefficients;  // [P, R]

@@ -1,8 +1,10 @@
-// Convolution with 3 x 3 kernels and stride 1 as F(2 x 2, 3 x 3) of Lavin & Gray (2015): 16 multiplications instead of 36 for
-// four output pixels, with blended weights and the epilogue of `product`.
+// Convolution with 3 x 3 kernels by fewer multiplications, with blended weights and the epilogue of `product`.
 //
-//   V = B^T d B per 4 x 4 tile of the input and channel,  U = G g G^T per kernel,
-//   16 products M = V U over the channels,                out = epilogue(A^T M A).
+//   V = B^T d B per tile of the input and channel,  U = G g G^T per kernel,
+//   one product M = V U over the channels for each place of V,  2 x 2 pixels of the output = epilogue(A^T M A).
+//
+// Stride 1 is F(2 x 2, 3 x 3) of Lavin & Gray (2015), 16 multiplications instead of 36 for four pixels. At stride 2 the even
+// and the odd inputs meet kernels of 2 taps and of 1: F(2, 2) for the first, 25 multiplications in two dimensions.
 //
 // Weights are blended, then transformed, once per call and point into panels all threads read. Tiles go through in blocks whose
 // V and M stay in the second-level cache. A tile's arithmetic does not depend on the block it is in.
@@ -12,7 +14,8 @@
 
 namespace mli::MLI_ISA {
 
-constexpr int kTaps = 9, kPlaces = 16;              // of a kernel, and of a tile: the products of one tile are one per place
+constexpr int kTaps = 9;                            // of a kernel
+constexpr int kTransformed = 4;                     // numbers made of its three along one dimension
 constexpr int64_t kTileBytes = 384 * 1024;          // V of one block, at most (one row of registers apart)
 constexpr int64_t kSharedBytes = 4 * 1024 * 1024;   // transformed weights, at most (one panel apart)
 constexpr int64_t kPackRun = 32;                    // channels transformed at a time
@@ -22,31 +25,76 @@ constexpr int64_t kPartChannels = 128;              // summed in one go, at most
 template <class T>
 constexpr int64_t kStagger = 64 / sizeof(T);
 
-template <class V>
-MLI_INLINE void weights_1d(V g0, V g1, V g2, V half, V* to, int step) {
-  const V sum = g0 + g2;
-  to[0] = g0;
-  to[step] = (sum + g1) * half;
-  to[2 * step] = (sum - g1) * half;
-  to[3 * step] = g2;
+// One dimension of the transforms at a stride: two outputs of three taps from `inputs` pixels by `places` products. Place i
+// is multiplied by transformed weight `weight[i]`.
+template <int Stride>
+struct Axis;
+
+template <>
+struct Axis<1> {
+  static constexpr int stride = 1, inputs = 4, places = 4;
+  static constexpr int weight[places] = {0, 1, 2, 3};
+
+  template <class V>
+  static MLI_INLINE void weights(V g0, V g1, V g2, V half, V* to, int step) {
+    const V sum = g0 + g2;
+    to[0] = g0;
+    to[step] = (sum + g1) * half;
+    to[2 * step] = (sum - g1) * half;
+    to[3 * step] = g2;
+  }
+  template <class V>
+  static MLI_INLINE void input(const V (&d)[inputs], V* to, int step) {
+    to[0] = d[0] - d[2];
+    to[step] = d[1] + d[2];
+    to[2 * step] = d[2] - d[1];
+    to[3 * step] = d[1] - d[3];
+  }
+  template <class V>
+  static MLI_INLINE void output(const V (&m)[places], V* to, int step) {
+    to[0] = m[0] + m[1] + m[2];
+    to[step] = m[1] - m[2] - m[3];
+  }
+};
+
+template <>
+struct Axis<2> {
+  static constexpr int stride = 2, inputs = 5, places = 5;
+  static constexpr int weight[places] = {0, 1, 2, 3, 3};
+
+  template <class V>
+  static MLI_INLINE void weights(V g0, V g1, V g2, V, V* to, int step) {
+    to[0] = g0;
+    to[step] = g0 + g2;
+    to[2 * step] = g2;
+    to[3 * step] = g1;
+  }
+  template <class V>
+  static MLI_INLINE void input(const V (&d)[inputs], V* to, int step) {
+    to[0] = d[0] - d[2];
+    to[step] = d[2];
+    to[2 * step] = d[4] - d[2];
+    to[3 * step] = d[1];
+    to[4 * step] = d[3];
+  }
+  template <class V>
+  static MLI_INLINE void output(const V (&m)[places], V* to, int step) {
+    to[0] = m[0] + m[1] + m[3];
+    to[step] = m[1] + m[2] + m[4];
+  }
+};
+
+// Products of one tile, and the panel's part that place p of them meets.
+template <class A>
+constexpr int kPlaces = A::places * A::places;
+constexpr int kWeights = kTransformed * kTransformed;
+template <class A>
+constexpr int weight_of(int p) {
+  return A::weight[p / A::places] * kTransformed + A::weight[p % A::places];
 }
 
-template <class V>
-MLI_INLINE void input_1d(V d0, V d1, V d2, V d3, V* to, int step) {
-  to[0] = d0 - d2;
-  to[step] = d1 + d2;
-  to[2 * step] = d2 - d1;
-  to[3 * step] = d1 - d3;
-}
-
-template <class V>
-MLI_INLINE void output_1d(V m0, V m1, V m2, V m3, V* to, int step) {
-  to[0] = m0 + m1 + m2;
-  to[step] = m1 - m2 - m3;
-}
-
-// Columns [column, column + kBlock) of N: blended, then U for every channel; panel[place][channel][width] from this column on.
-template <class T>
+// Columns [column, column + kBlock) of N: blended, then U for every channel; panel[weight][channel][width] from this column on.
+template <class T, class A>
 MLI_NOINLINE void pack_transformed(const Active<T>& w, int64_t column, int64_t columns, int64_t channels, T* panel,
                                    int64_t width) {
   constexpr int B = kBlock<T>;
@@ -65,11 +113,11 @@ MLI_NOINLINE void pack_transformed(const Active<T>& w, int64_t column, int64_t c
       }
     }
     for (int64_t c = 0; c < run; ++c) {
-      Block<T> g[kTaps], t[12], u[kPlaces];
+      Block<T> g[kTaps], t[3 * kTransformed], u[kWeights];
       for (int tap = 0; tap < kTaps; ++tap) g[tap] = load<T, kBlockBytes>(taps + (tap * kPackRun + c) * B);
-      for (int i = 0; i < 3; ++i) weights_1d(g[i], g[3 + i], g[6 + i], half, t + i, 3);
-      for (int i = 0; i < 4; ++i) weights_1d(t[3 * i], t[3 * i + 1], t[3 * i + 2], half, u + 4 * i, 1);
-      for (int i = 0; i < kPlaces; ++i) store<T, kBlockBytes>(panel + (i * channels + from + c) * width, u[i]);
+      for (int i = 0; i < 3; ++i) A::weights(g[i], g[3 + i], g[6 + i], half, t + i, 3);
+      for (int i = 0; i < kTransformed; ++i) A::weights(t[3 * i], t[3 * i + 1], t[3 * i + 2], half, u + kTransformed * i, 1);
+      for (int i = 0; i < kWeights; ++i) store<T, kBlockBytes>(panel + (i * channels + from + c) * width, u[i]);
     }
   }
 }
@@ -85,7 +133,7 @@ template <class T>
 constexpr int64_t kProductStep = kChunkRows * 2 * kWidth<T> + kStagger<T>;
 
 // A block's memory, owned by the thread that works on it.
-template <class T>
+template <class T, class A>
 struct TileBlock {
   T* input;     // V: [place][tile][channel], places input_step apart, tiles channel_step
   T* products;  // M of one panel
@@ -101,58 +149,64 @@ struct TileBlock {
     return b;
   }
   size_t bytes() const {
-    return static_cast<size_t>(kPlaces * (input_step + kProductStep<T>) + channel_step) * sizeof(T) + kChunkRows * sizeof(Tile);
+    return static_cast<size_t>(kPlaces<A> * (input_step + kProductStep<T>) + channel_step) * sizeof(T) + kChunkRows * sizeof(Tile);
   }
   void place(void* memory) {
     input = static_cast<T*>(memory);
-    products = input + kPlaces * input_step;
-    zeros = products + kPlaces * kProductStep<T>;
+    products = input + kPlaces<A> * input_step;
+    zeros = products + kPlaces<A> * kProductStep<T>;
     tiles = reinterpret_cast<Tile*>(zeros + channel_step);
     for (int64_t c = 0; c < channel_step; ++c) zeros[c] = T(0);
   }
 };
 
 // V of one tile in the channels [c, c + width), of which n are there.
-template <class T>
-MLI_INLINE void transform_channels(const T* const (&pixels)[kPlaces], int64_t c, int64_t n, T* to, int64_t step) {
-  Vec<T> t[kPlaces], v[4];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    Vec<T> d[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) d[j] = load_first(pixels[4 * j + i] + c, n);
-    input_1d(d[0], d[1], d[2], d[3], t + i, 4);
+template <class T, class A>
+MLI_INLINE void transform_channels(const T* const* pixels, int64_t c, int64_t n, T* to, int64_t step) {
+  constexpr int I = A::inputs, P = A::places;
+  Vec<T> t[P * I], v[P];
+#pragma GCC unroll 5
+  for (int i = 0; i < I; ++i) {
+    Vec<T> d[I];
+#pragma GCC unroll 5
+    for (int j = 0; j < I; ++j) d[j] = load_first(pixels[I * j + i] + c, n);
+    A::input(d, t + i, I);
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    input_1d(t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3], v, 1);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) store(to + (4 * i + j) * step + c, v[j]);
+#pragma GCC unroll 5
+  for (int i = 0; i < P; ++i) {
+    Vec<T> d[I];
+#pragma GCC unroll 5
+    for (int j = 0; j < I; ++j) d[j] = t[I * i + j];
+    A::input(d, v, 1);
+#pragma GCC unroll 5
+    for (int j = 0; j < P; ++j) store(to + (P * i + j) * step + c, v[j]);
   }
 }
 
 // V of one tile; pixels point to its pixels, or to zeros.
-template <class T>
-MLI_NOINLINE void transform_input(const T* const (&pixels)[kPlaces], int64_t channels, T* to, int64_t step) {
+template <class T, class A>
+MLI_NOINLINE void transform_input(const T* const* pixels, int64_t channels, T* to, int64_t step) {
   int64_t c = 0;
-  for (; c + kWidth<T> <= channels; c += kWidth<T>) transform_channels(pixels, c, kWidth<T>, to, step);
-  if (c < channels) transform_channels(pixels, c, channels - c, to, step);
+  for (; c + kWidth<T> <= channels; c += kWidth<T>) transform_channels<T, A>(pixels, c, kWidth<T>, to, step);
+  if (c < channels) transform_channels<T, A>(pixels, c, channels - c, to, step);
 }
 
 // V of the block's tiles, `first` counting through all images of the point.
-template <class T>
-MLI_INLINE void transform_inputs(const WinogradArgs& a, const T* x, int64_t first, TileBlock<T>& b) {
+template <class T, class A>
+MLI_INLINE void transform_inputs(const WinogradArgs& a, const T* x, int64_t first, TileBlock<T, A>& b) {
+  constexpr int I = A::inputs;
   const int64_t per_row = ceil_div(a.out_width, 2), per_image = ceil_div(a.out_height, 2) * per_row;
   int64_t image = first / per_image, ty = first % per_image / per_row, tx = first % per_row;
   for (int64_t i = 0; i < b.count; ++i) {
-    const int64_t y0 = 2 * ty - a.pad_y, x0 = 2 * tx - a.pad_x, corner = ((image * a.height + y0) * a.width + x0) * a.channels;
-    const T* pixels[kPlaces];
-    for (int64_t j = 0; j < kPlaces; ++j) {
-      const int64_t y = y0 + j / 4, across = x0 + j % 4;
+    const int64_t y0 = 2 * A::stride * ty - a.pad_y, x0 = 2 * A::stride * tx - a.pad_x;
+    const int64_t corner = ((image * a.height + y0) * a.width + x0) * a.channels;
+    const T* pixels[I * I];
+    for (int64_t j = 0; j < I * I; ++j) {
+      const int64_t y = y0 + j / I, across = x0 + j % I;
       const bool inside = y >= 0 && y < a.height && across >= 0 && across < a.width;
-      pixels[j] = inside ? x + (corner + (j / 4 * a.width + j % 4) * a.channels) : b.zeros;
+      pixels[j] = inside ? x + (corner + (j / I * a.width + j % I) * a.channels) : b.zeros;
     }
-    transform_input(pixels, a.channels, b.input + i * b.channel_step, b.input_step);
+    transform_input<T, A>(pixels, a.channels, b.input + i * b.channel_step, b.input_step);
     b.tiles[i] = {(image * a.out_height + 2 * ty) * a.out_width + 2 * tx, static_cast<int>(least(2, a.out_height - 2 * ty)),
                   static_cast<int>(least(2, a.out_width - 2 * tx))};
     if (++tx == per_row) {
@@ -200,16 +254,17 @@ MLI_NOINLINE void multiply_place(int64_t count, const T* rows, int64_t step, con
   }
 }
 
-// The 16 products of a block with one panel; the channels in parts that depend on their number only.
-template <class T>
-MLI_INLINE void multiply_tiles(int64_t channels, const TileBlock<T>& b, const T* panel) {
+// The products of a block with one panel; the channels in parts that depend on their number only.
+template <class T, class A>
+MLI_INLINE void multiply_tiles(int64_t channels, const TileBlock<T, A>& b, const T* panel) {
   constexpr int64_t kWide = 2 * kWidth<T>;
   const int64_t parts = ceil_div(channels, kPartChannels), depth = parts > 0 ? ceil_div(channels, parts) : 0;
-  for (int64_t p = 0; p < kPlaces; ++p) {
+  for (int p = 0; p < kPlaces<A>; ++p) {
+    const T* weights = panel + weight_of<A>(p) * channels * kWide;
     T* to = b.products + p * kProductStep<T>;
     int64_t from = 0;
     do {
-      multiply_place(b.count, b.input + p * b.input_step + from, b.channel_step, panel + (p * channels + from) * kWide,
+      multiply_place(b.count, b.input + p * b.input_step + from, b.channel_step, weights + from * kWide,
                      least(depth, channels - from), from == 0, to);
       from += depth;
     } while (from < channels);
@@ -217,22 +272,25 @@ MLI_INLINE void multiply_tiles(int64_t channels, const TileBlock<T>& b, const T*
 }
 
 // act(A^T M A * scale + shift + residual) for one vector of columns of the block's tiles, of which n are there.
-template <class T, bool Residual>
-MLI_INLINE void transform_columns(const WinogradArgs& a, const TileBlock<T>& b, const T* m, const RowEpilogue<T>& e, int64_t n,
+template <class T, class A, bool Residual>
+MLI_INLINE void transform_columns(const WinogradArgs& a, const TileBlock<T, A>& b, const T* m, const RowEpilogue<T>& e, int64_t n,
                                   T* out) {
+  constexpr int P = A::places;
   // Absent terms are 1 and -0: they change no bit.
   const Vec<T> scale = e.scale == nullptr ? broadcast(T(1)) : load_first(e.scale, n);
   const Vec<T> shift = e.shift == nullptr ? broadcast(T(-0.0)) : load_first(e.shift, n);
   const int64_t below = a.out_width * a.columns;
   for (int64_t i = 0; i < b.count; ++i, m += 2 * kWidth<T>) {
-    Vec<T> t[8], y[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const auto at = [&](int k) { return load(m + (4 * k + j) * kProductStep<T>); };
-      output_1d(at(0), at(1), at(2), at(3), t + j, 4);
+    Vec<T> t[2][P], y[4];
+#pragma GCC unroll 5
+    for (int j = 0; j < P; ++j) {
+      Vec<T> at[P];
+#pragma GCC unroll 5
+      for (int k = 0; k < P; ++k) at[k] = load(m + (P * k + j) * kProductStep<T>);
+      A::output(at, t[0] + j, P);
     }
-    output_1d(t[0], t[1], t[2], t[3], y, 1);
-    output_1d(t[4], t[5], t[6], t[7], y + 2, 1);
+    A::output(t[0], y, 1);
+    A::output(t[1], y + 2, 1);
     const Tile tile = b.tiles[i];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
@@ -246,8 +304,8 @@ MLI_INLINE void transform_columns(const WinogradArgs& a, const TileBlock<T>& b, 
 }
 
 // Activations other than ReLU, while the pixels are still in cache.
-template <class T>
-MLI_INLINE void activate_tiles(const WinogradArgs& a, const TileBlock<T>& b, int64_t columns, T* out) {
+template <class T, class A>
+MLI_INLINE void activate_tiles(const WinogradArgs& a, const TileBlock<T, A>& b, int64_t columns, T* out) {
   for (int64_t i = 0; i < b.count; ++i) {
     for (int64_t j = 0; j < 4; ++j) {
       if (j / 2 >= b.tiles[i].down || j % 2 >= b.tiles[i].right) continue;
@@ -257,8 +315,8 @@ MLI_INLINE void activate_tiles(const WinogradArgs& a, const TileBlock<T>& b, int
 }
 
 // The output in columns [column, column + 2 vectors).
-template <class T>
-MLI_NOINLINE void transform_outputs(const WinogradArgs& a, int64_t point, int64_t column, const TileBlock<T>& b) {
+template <class T, class A>
+MLI_NOINLINE void transform_outputs(const WinogradArgs& a, int64_t point, int64_t column, const TileBlock<T, A>& b) {
   T* out = static_cast<T*>(a.out) + point * a.images * a.out_height * a.out_width * a.columns;
   for (int64_t at = 0; at < 2 * kWidth<T> && column + at < a.columns; at += kWidth<T>) {
     const int64_t n = a.columns - column - at;
@@ -266,11 +324,11 @@ MLI_NOINLINE void transform_outputs(const WinogradArgs& a, int64_t point, int64_
     const T* m = b.products + at;
     T* to = out + column + at;
     if (n < kWidth<T>) {
-      e.residual != nullptr ? transform_columns<T, true>(a, b, m, e, n, to) : transform_columns<T, false>(a, b, m, e, n, to);
+      e.residual != nullptr ? transform_columns<T, A, true>(a, b, m, e, n, to) : transform_columns<T, A, false>(a, b, m, e, n, to);
     } else if (e.residual != nullptr) {
-      transform_columns<T, true>(a, b, m, e, kWidth<T>, to);
+      transform_columns<T, A, true>(a, b, m, e, kWidth<T>, to);
     } else {
-      transform_columns<T, false>(a, b, m, e, kWidth<T>, to);
+      transform_columns<T, A, false>(a, b, m, e, kWidth<T>, to);
     }
   }
   if (a.epilogue.activation == Activation::none || a.epilogue.activation == Activation::relu) return;
@@ -278,33 +336,33 @@ MLI_NOINLINE void transform_outputs(const WinogradArgs& a, int64_t point, int64_
 }
 
 // Tiles of a block: what fits the cache, and blocks enough for every thread to have its share.
-template <class T>
+template <class T, class A>
 inline int64_t tiles_per_block(const WinogradArgs& a, int64_t tiles) {
   const int64_t threads = a.threads < 1 ? 1 : a.threads;
-  const int64_t fitting = kTileBytes / (kPlaces * static_cast<int64_t>(sizeof(T)) * (a.channels + 1)) / kWideRows * kWideRows;
+  const int64_t fitting = kTileBytes / (kPlaces<A> * static_cast<int64_t>(sizeof(T)) * (a.channels + 1)) / kWideRows * kWideRows;
   const int64_t most = least(kChunkRows, fitting < kWideRows ? kWideRows : fitting);
   const int64_t blocks = ceil_div(ceil_div(tiles, most), threads) * threads;
   return least(most, ceil_div(ceil_div(tiles, blocks), kWideRows) * kWideRows);
 }
 
 // One point's columns [column, end): all weights first, then all tiles.
-template <class T>
+template <class T, class A>
 inline void winograd_columns(const WinogradArgs& a, const Active<T>& active, int64_t point, int64_t column, int64_t end,
                              T* panels) {
   constexpr int64_t kWide = 2 * kWidth<T>;
-  const int64_t blocks = ceil_div(end - column, kWide) * (kWide / kBlock<T>), panel_size = kPlaces * a.channels * kWide;
+  const int64_t blocks = ceil_div(end - column, kWide) * (kWide / kBlock<T>), panel_size = kWeights * a.channels * kWide;
   parallel_for(blocks, a.threads, [&](int64_t i) -> bool {
     const int64_t at = i * kBlock<T>;
-    pack_transformed(active, column + at, a.columns, a.channels, panels + at / kWide * panel_size + at % kWide, kWide);
+    pack_transformed<T, A>(active, column + at, a.columns, a.channels, panels + at / kWide * panel_size + at % kWide, kWide);
     return true;
   });
-  const int64_t tiles = a.images * ceil_div(a.out_height, 2) * ceil_div(a.out_width, 2), each = tiles_per_block<T>(a, tiles);
-  const auto layout = TileBlock<T>::sized(a.channels, each);
+  const int64_t tiles = a.images * ceil_div(a.out_height, 2) * ceil_div(a.out_width, 2), each = tiles_per_block<T, A>(a, tiles);
+  const auto layout = TileBlock<T, A>::sized(a.channels, each);
   const T* x = static_cast<const T*>(a.x) + point * a.x_point_stride;
   parallel_for(ceil_div(tiles, each), a.threads, [&](int64_t i) -> bool {
     void* memory = thread_scratch(layout.bytes());
     if (memory == nullptr) return false;
-    TileBlock<T> block = layout;
+    TileBlock<T, A> block = layout;
     block.place(memory);
     block.count = least(each, tiles - i * each);
     transform_inputs(a, x, i * each, block);
@@ -316,11 +374,11 @@ inline void winograd_columns(const WinogradArgs& a, const Active<T>& active, int
   });
 }
 
-template <class T>
-void winograd(const WinogradArgs& a) {
+template <class T, class A>
+void winograd_at(const WinogradArgs& a) {
   if (a.points == 0 || a.images == 0 || a.columns == 0 || a.out_height == 0 || a.out_width == 0) return;
   constexpr int64_t kWide = 2 * kWidth<T>;
-  const int64_t panel_bytes = kPlaces * a.channels * kWide * static_cast<int64_t>(sizeof(T));
+  const int64_t panel_bytes = kWeights * a.channels * kWide * static_cast<int64_t>(sizeof(T));
   const int64_t fitting = kSharedBytes / (panel_bytes + 1) + 1;  // one at least, of whatever size
   const int64_t panels = least(ceil_div(a.columns, kWide), fitting);
   const auto anchor_bytes = static_cast<size_t>(a.anchor_count) * (sizeof(T*) + sizeof(T));
@@ -330,9 +388,14 @@ void winograd(const WinogradArgs& a) {
   for (int64_t point = 0; point < a.points; ++point) {
     const int count = active_anchors(a.anchors, a.coefficients + point * a.anchor_count, a.anchor_count, anchors, factors);
     for (int64_t column = 0; column < a.columns; column += panels * kWide) {
-      winograd_columns(a, Active<T>{anchors, factors, count}, point, column, least(column + panels * kWide, a.columns), memory);
+      winograd_columns<T, A>(a, Active<T>{anchors, factors, count}, point, column, least(column + panels * kWide, a.columns), memory);
     }
   }
+}
+
+template <class T>
+void winograd(const WinogradArgs& a) {
+  a.stride == 1 ? winograd_at<T, Axis<1>>(a) : winograd_at<T, Axis<2>>(a);
 }
 
 }  // namespace mli::MLI_ISA

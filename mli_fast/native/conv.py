@@ -72,8 +72,8 @@ def conv(
         residual: Summand per output element.
         activation: One of `ACTIVATIONS`.
         shared: Whether ``x`` is one input seen by all points.
-        algorithm: "direct", or "winograd": fewer multiplications for a 3 x 3 kernel at stride 1 in float32. There a
-            NaN or infinity reaches the whole of each 2 x 2 tile of the output that it touches.
+        algorithm: "direct", or "winograd": fewer multiplications for a 3 x 3 kernel at stride 1 or 2 in float32. At
+            stride 1 a NaN or infinity then reaches the whole of each 2 x 2 tile of the output that it touches.
 
     Returns:
         The output, [P * B, N, out spatial...] in channels-last memory.
@@ -98,7 +98,7 @@ def conv(
     move = tuple(stride), tuple(padding), tuple(dilation)
     if algorithm == "winograd":
         _check_winograd(dtype, tuple(sizes), kernel, *move)
-        out_sizes = tuple(n + 2 * p - 2 for n, p in zip(sizes, padding, strict=True))
+        out_sizes = tuple((n + 2 * p - 3) // stride[0] + 1 for n, p in zip(sizes, padding, strict=True))
     elif algorithm == "direct":
         offsets, out_sizes = _pixel_offsets(channels, tuple(sizes), kernel, *move)
     else:
@@ -118,7 +118,7 @@ def conv(
             out.data_ptr(),
             x_at,
             (points, batch, *sizes, channels, columns),
-            (*out_sizes, *padding),
+            (*out_sizes, *padding, stride[0]),
             0 if shared else batch * image,
             weights_at,
             coefficients_at,
@@ -151,9 +151,10 @@ def _check_winograd(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> None:
-    if (kernel, stride, dilation, dtype) != ((3, 3), (1, 1), (1, 1), torch.float32):
+    fixed = kernel, dilation, dtype
+    if fixed != ((3, 3), (1, 1), torch.float32) or stride not in ((1, 1), (2, 2)):
         raise ValueError(
-            "winograd: takes 3 x 3 kernels, stride 1, dilation 1, float32; got "
+            "winograd: takes 3 x 3 kernels, stride 1 or 2, dilation 1, float32; got "
             f"kernel {kernel}, stride {stride}, dilation {dilation}, {dtype}; use direct"
         )
     if min(padding) < 0 or any(n + 2 * p < 2 for n, p in zip(sizes, padding, strict=True)):

@@ -18,6 +18,9 @@ from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.points import as_operator, channels_last, packed, per_point, placed, stack
 
+PRODUCTS_OF_A_TILE = {(1, 1): 16, (2, 2): 25}  # by stride; direct, they are 36
+LEAST_SAVED = 1.25  # times as many multiplications: below, the transforms cost what is saved
+
 
 class Geometry(NamedTuple):
     """How a kernel moves over its input; one number per spatial dimension."""
@@ -144,13 +147,13 @@ def _native(
 
 
 def _winograd(x: torch.Size, weight: torch.Size, geometry: Geometry) -> bool:
-    """Whether F(2x2, 3x3) wins: 2.25 times fewer multiplications, if the image is more than a few of its 2x2 tiles."""
-    return (
-        weight[2:] == (3, 3)
-        and geometry.stride == geometry.dilation == (1, 1)
-        and weight[1] >= 8
-        and math.prod(geometry.output_shape(x, weight)[2:]) >= 16
-    )
+    """Whether its tiles of 2 x 2 outputs win: they save enough multiplications, and the image is more than a few."""
+    products = PRODUCTS_OF_A_TILE.get(geometry.stride)
+    if products is None or weight[2:] != (3, 3) or geometry.dilation != (1, 1) or weight[1] < 8:
+        return False
+    sizes = geometry.output_shape(x, weight)[2:]
+    tiles = math.prod(-(-size // 2) for size in sizes)
+    return math.prod(sizes) >= 16 and 9 * math.prod(sizes) >= LEAST_SAVED * products * tiles
 
 
 def conv_at(
