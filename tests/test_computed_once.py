@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mli_fast
+from mli_fast.blended import Memo
 from mli_fast.demo.networks import ViT
 from mli_fast.engine.plan import forced
 
@@ -92,3 +94,28 @@ def test_what_only_later_points_look_at_is_computed_at_most_twice() -> None:
     end["gate"] += 1.0
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     assert layer_norms(model, (model.state_dict(), end), x, 9, "auto") <= 2 * depth
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "wanted", "recomputed"), [(0, "abc", 3), (4, "abc", 0), (4, "ab", 2), (8, "ab", 0), (8, "a", 1)]
+)
+def test_a_memo_lets_go_of_all_but_the_values_used_last(kilobytes: int, wanted: str, recomputed: int) -> None:
+    """A chain of values of 4 KiB: what has to be made again when the points that read its end are done."""
+    memo, batch, made = Memo(others=1024 * kilobytes), torch.zeros(1024), Counter[str]()
+
+    def step(name: str, x: Tensor) -> Tensor:
+        made[name] += 1
+        return x + 1
+
+    def chain(names: str) -> Tensor:
+        x: Any = memo.share(batch)
+        for name in names:
+            x = memo.call(partial(step, name), (x,), {}, name)
+        return x.resolve()
+
+    for _ in range(2):
+        assert torch.equal(chain("abc"), torch.full((1024,), 3.0))
+    assert made == Counter("abc")
+    memo.let_go()
+    assert torch.equal(chain(wanted), torch.full((1024,), float(len(wanted))))
+    assert made.total() == 3 + recomputed

@@ -45,18 +45,35 @@ def _recomputing() -> Iterator[list[Tensor]]:
         _made.reset(token)
 
 
+class Held:
+    """What keeps remembered values in memory: those that work on points reads, and of all others those used last.
+
+    Args:
+        others: bytes of the others, at most.
+    """
+
+    def __init__(self, others: int) -> None:
+        self.read: dict[int, Tensor] = {}  # id of an entry -> value
+        self._most, self._last = others, dict[int, Tensor]()  # id of a value -> value, the one used last at the end
+
+    def used(self, value: Tensor) -> None:
+        """Note that a value was made or looked at."""
+        if not self._most:
+            return
+        self._last.pop(id(value), None)
+        self._last[id(value)] = value
+        while sum(v.nbytes for v in self._last.values()) > self._most:
+            del self._last[next(iter(self._last))]
+
+
 class Entry:
     """One remembered tensor: kept alive only if point-dependent work reads it, else recomputed if ever needed."""
 
-    def __init__(self, value: Tensor, recompute: Callable[[], Tensor]) -> None:
+    def __init__(self, value: Tensor, recompute: Callable[[], Tensor], held: Held) -> None:
         self.shape, self.dtype, self.device = tuple(value.shape), value.dtype, value.device
-        self._weak: weakref.ref[Tensor] = weakref.ref(value)
-        self._strong: Tensor | None = None
-        self._recompute = recompute
-
-    def alive(self) -> Tensor | None:
-        """The value if it is still in memory."""
-        return self._strong if self._strong is not None else self._weak()
+        self.alive: Callable[[], Tensor | None] = weakref.ref(value)
+        self._recompute, self._held = recompute, held
+        held.used(value)
 
     def value(self) -> Tensor:
         """The value, recomputed if it is gone."""
@@ -65,30 +82,39 @@ class Entry:
             with _recomputing() as made:
                 value = self._recompute()
                 made.append(value)
-            self._weak = weakref.ref(value)
+            self.alive = weakref.ref(value)
+        self._held.used(value)
         return value
 
     def keep(self) -> Tensor:
-        """The value, kept for the rest of the batch."""
-        self._strong = self.value()
-        return self._strong
+        """The value, kept for the rest of the batch or until the memo lets go."""
+        value = self._held.read[id(self)] = self.value()
+        return value
 
 
 class Memo:
-    """The remembered values of one batch."""
+    """The remembered values of one batch.
 
-    def __init__(self) -> None:
+    Args:
+        others: bytes that may go to values which no work on points reads, for works that follow.
+    """
+
+    def __init__(self, others: int = 0) -> None:
         self._results: dict[Any, Any] = {}  # key -> structure of entries and plain values
         self._products: dict[Any, list[Tensor]] = {}
+        self._held = Held(others)
         self._viewed: set[int] = set()  # storages that more than one remembered tensor looks at
+
+    def let_go(self) -> None:
+        """Free what only the points so far have read; what was used last may stay."""
+        self._products.clear()
+        self._held.read.clear()
 
     def share(self, tensor: Tensor) -> Shared:
         """A batch tensor, as the same at every point."""
         key = ("input", id(tensor))
         if key not in self._results:
-            entry = Entry(tensor, lambda: tensor)
-            entry.keep()
-            self._results[key] = entry
+            self._results[key] = Entry(tensor, lambda: tensor, self._held)
         return Shared.make(self._results[key])
 
     def products(self, key: Any, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
@@ -105,7 +131,7 @@ class Memo:
         values = _values(args), _values(kwargs)
         result = func(*values[0], **values[1])
         self._note_views(values, result)
-        structure = _structure(result, lambda: func(*_values(args), **_values(kwargs)))
+        structure = _structure(result, lambda: func(*_values(args), **_values(kwargs)), self._held)
         if structure is _NOT_REMEMBERED:
             return result
         self._results[key] = structure
@@ -194,14 +220,14 @@ _NOT_REMEMBERED = object()
 _PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
-def _structure(result: Any, again: Callable[[], Any]) -> Any:
+def _structure(result: Any, again: Callable[[], Any], held: Held) -> Any:
     """The result with entries for its tensors; `_NOT_REMEMBERED` where it holds anything else that could change."""
     if isinstance(result, Tensor):
-        return Entry(result, again)
+        return Entry(result, again, held)
     if isinstance(result, _PLAIN):
         return result
     if isinstance(result, (tuple, list)):
-        items = [_structure(item, lambda i=i: again()[i]) for i, item in enumerate(result)]  # type: ignore[misc]
+        items = [_structure(item, lambda i=i: again()[i], held) for i, item in enumerate(result)]  # type: ignore[misc]
         return _NOT_REMEMBERED if any(i is _NOT_REMEMBERED for i in items) else (type(result), items)
     return _NOT_REMEMBERED
 

@@ -19,10 +19,12 @@ from mli_fast.engine.graphs import CudaRecorder
 from mli_fast.engine.guard import Noise, noting
 from mli_fast.engine.network import Network
 from mli_fast.engine.passes import Passes
-from mli_fast.engine.plan import Plan, another_plan, choose
+from mli_fast.engine.plan import Plan, another_plan, choose, limits
 from mli_fast.engine.points import Points
 from mli_fast.engine.slopes import Slopes
 from mli_fast.reducers import Batch, Reducer, Values
+
+KEPT = 4  # activations of a pass that one work leaves to the next, where works are alike
 
 
 @dataclass
@@ -67,12 +69,14 @@ def run(works: Sequence[Work], batches: Iterable[Any], progress: bool, alike: bo
     # tqdm starts a thread of its own even where it shows nothing
     with tqdm(total=length, unit=" batches", desc="mli_fast") if progress else nullcontext() as bar:
         for index, batch in enumerate(fed(_noted(batches), works[0].device)):
-            memo, noise = Memo() if alike else None, Noise()
+            memo, noise = Memo(KEPT * limits(works[0].device).activation_bytes) if alike else None, Noise()
             for work in works:
                 noise.again()
                 if work.plan is None:
                     work.plan = _plan(work, batch)
                 _evaluate(work, batch, index, 0 if length is None else length - index - 1, memo)
+                if memo is not None:
+                    memo.let_go()
             if bar is not None:
                 seconds = max(bar.format_dict["elapsed"], 1e-9)
                 speed = sum(work.points.count * work.reducer.count for work in works) / seconds

@@ -18,7 +18,7 @@ from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.points import as_operator, channels_last, packed, per_point, placed, stack
 
-PRODUCTS_OF_A_TILE = {(1, 1): 16, (2, 2): 25}  # by stride; direct, they are 36
+PRODUCTS_OF_A_TILE: dict[tuple[int, ...], int] = {(1, 1): 16, (2, 2): 25}  # by stride; direct, they are 36
 LEAST_SAVED = 1.25  # times as many multiplications: below, the transforms cost what is saved
 
 

@@ -30,9 +30,16 @@ def product(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """
     x, weight = widened(x), widened(weight.to(x.dtype))
     if x.ndim == 4:  # the vendor's fast layout
-        x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+        x, weight = _said_channels_last(x), _said_channels_last(weight)
     x, weight = aligned(x), aligned(weight)
     return channels_last(CONVOLUTIONS[x.ndim - 2](x, weight, None, *geometry))  # the layout that `combine` works on
+
+
+def _said_channels_last(tensor: Tensor) -> Tensor:
+    """[B, C, H, W] with the channels innermost, also by its strides: one channel alone looks like the other layout."""
+    _, channels, height, width = tensor.shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    return channels_last(tensor).as_strided(tensor.shape, strides)
 
 
 def conv(x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, geometry: Geometry, epilogue: Epilogue) -> Tensor:
