@@ -18,6 +18,8 @@ import mli_fast
 from examples.common.networks import cnn
 from examples.common.task import Task, command
 from examples.common.training import Recipe, State, train
+from mli_fast.measures import distance
+from mli_fast.paths import RandomDirections
 
 RECIPE = Recipe("sgd", rate=0.05, steps=600)
 STATES = 30
@@ -34,16 +36,18 @@ def main(task: Task) -> None:
 
     random = mli_fast.random_directions(theta_T, normalize="filter")
     around = mli_fast.surface(network, random, task.data.train, size, size)
-    frame = mli_fast.Plane(*random.anchors)  # the same plane, with a frame that networks can be projected onto
-    seen = projected(frame, trajectory)
-    directions = np.array([place for _, place in frame.marks[1:]])
+    seen = projected(random, trajectory)
 
     plane = mli_fast.Plane(theta_0, theta_T, early)
     own = projected(plane, trajectory)
     heights = np.linspace(-0.5, 0.5, size) * own[-1, 0]
     through = mli_fast.surface(network, plane, task.data.train, size, heights)
 
-    rows = {"random, filter-normalised": row(around, seen), "init, early, end": row(through, own)}
+    apart = np.array([distance(theta_T, state).absolute for state in trajectory])
+    rows = {
+        "random, filter-normalised": row(around, seen[:, 2], apart),
+        "init, early, end": row(through, own[:, 2], apart),
+    }
     table = pd.DataFrame(rows).T.rename_axis("plane")
     task.table(table)
     random_share, own_share = table["share of the trajectory"]
@@ -51,22 +55,21 @@ def main(task: Task) -> None:
         "Li et al.: random planes show the bowl around the network, and next to nothing of the trajectory.",
         f"Here the random plane holds {random_share:.2%} of it, the plane through three states {own_share:.1%}.",
     )
-    task.figure(figure([around, through], [seen[:, :2] @ np.linalg.inv(directions), own[:, :2]], table.index))
+    task.figure(figure([around, through], [seen[:, :2], own[:, :2]], table.index))
 
 
-def projected(plane: mli_fast.Plane, trajectory: Sequence[State]) -> Array:
-    """Of each state its place on the plane and its distance from it [T, 3]."""
+def projected(plane: mli_fast.Plane | RandomDirections, trajectory: Sequence[State]) -> Array:
+    """Of each state its place (x, y) on the plane and its distance from it [T, 3]."""
     return np.array([plane.project(state) for state in trajectory])
 
 
-def row(surface: mli_fast.SweepResult, places: Array) -> dict[str, float]:
-    """Extremes of the surface, and how much of the squared distances from the end lies in the plane."""
-    squares = ((places - places[-1]) ** 2).sum(axis=0)
+def row(surface: mli_fast.SweepResult, off: Array, apart: Array) -> dict[str, float]:
+    """Extremes of the surface, and how much of the squared distances [T] from the end lies in the plane."""
     return {
         "least loss": surface.loss.min(),
         "largest loss": surface.loss.max(),
         "least accuracy": surface.accuracy.min(),
-        "share of the trajectory": squares[:2].sum() / squares.sum(),
+        "share of the trajectory": 1 - (off**2).sum() / (apart**2).sum(),
     }
 
 

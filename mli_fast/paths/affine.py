@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cached_property, partial
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
-from mli_fast.checkpoints import Source
+from mli_fast.checkpoints import Source, load_state
 
 from .base import Path
+from .geometry import State, counted, load_alike, nearest, step
 
 
 class Displacements(Path):
@@ -30,6 +34,45 @@ class Displacements(Path):
             return super().derivatives(points)
         moved = self._moved(np.ones(len(np.asarray(points))))
         return np.concatenate([-moved.sum(axis=1, keepdims=True), moved], axis=1)
+
+    def project(self, theta: Source) -> tuple[float, ...]:
+        """Where the point of the path lies that is nearest to a network.
+
+        Args:
+            theta: a state dict, a module, or the path of a checkpoint.
+
+        Returns:
+            Its coordinate on every axis, and the distance of the network from it. Running statistics do not count.
+
+        Raises:
+            ValueError: keys or shapes are not those of the first anchor, or the displacements depend on each other.
+        """
+        state = load_alike(theta, "theta", self._states[0], self.names[0])
+        try:
+            return nearest(
+                self._states[0], [partial(self._direction, i) for i in range(len(self.axes))], state, self._counted
+            )
+        except np.linalg.LinAlgError:
+            raise ValueError(
+                f"the displacements of this {self.kind} depend on each other: no place is the one"
+            ) from None
+
+    @cached_property
+    def _states(self) -> tuple[State, ...]:
+        origin = load_state(self.anchors[0], self.names[0])
+        others = zip(self.anchors[1:], self.names[1:], strict=True)
+        return origin, *(load_alike(source, name, origin, self.names[0]) for source, name in others)
+
+    @cached_property
+    def _counted(self) -> dict[str, tuple[str, ...]]:
+        return counted(self._states[0])
+
+    def _direction(self, axis: int, name: str) -> Tensor:
+        """One entry of what a step along an axis adds."""
+        one = np.ones(1) if len(self.axes) == 1 else np.eye(len(self.axes))[axis : axis + 1]
+        shares = zip(self._moved(one)[0].tolist(), self._states[1:], strict=True)
+        parts = [share * step(self._states[0], state, name) for share, state in shares if share]
+        return sum(parts[1:], parts[0])
 
     def _moved(self, points: ArrayLike) -> NDArray[np.float64]:
         """How much of each displacement, [P, R - 1]."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,3 +55,29 @@ def step(start: State, end: State, name: str) -> Tensor:
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """The sum of products of two tensors of one shape."""
     return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
+def nearest(
+    origin: State, directions: Sequence[Callable[[str], Tensor]], theta: State, names: Mapping[str, object]
+) -> tuple[float, ...]:
+    """The point origin + sum_i x_i d_i that is nearest to theta: every x_i, and how far theta is from it.
+
+    Args:
+        origin: a network.
+        directions: each gives its part d_i of an entry, float64.
+        theta: another network.
+        names: the entries that count.
+
+    Raises:
+        numpy.linalg.LinAlgError: the directions depend on each other.
+    """
+
+    def off(name: str) -> Tensor:
+        return step(origin, theta, name) - sum(x * d(name) for x, d in zip(places, directions, strict=True))
+
+    def product(a: Callable[[str], Tensor], b: Callable[[str], Tensor]) -> float:
+        return total(names, lambda name: dot(a(name), b(name)))
+
+    gram = [[product(a, b) for b in directions] for a in directions]
+    places = np.linalg.solve(gram, [product(partial(step, origin, theta), d) for d in directions]).tolist()
+    return *places, math.sqrt(product(off, off))

@@ -13,7 +13,7 @@ from torch import Tensor
 from mli_fast.checkpoints import Source, load_state
 
 from .base import Path
-from .geometry import State, counted, dot, load_alike, step, total
+from .geometry import State, counted, dot, load_alike, nearest, step, total
 
 MARGIN = 0.2  # of the anchors' extent, on either side
 
@@ -96,22 +96,9 @@ class Plane(Path):
             ValueError: keys or shapes are not those of theta_0.
         """
         state = load_alike(theta, "theta", self._states[0], "theta_0")
-
-        def from_origin(name: str) -> Tensor:
-            return step(self._states[0], state, name)
-
-        def right(name: str) -> Tensor:
-            return self._to(1, name) / self._width
-
-        def up(name: str) -> Tensor:
-            return self._upward(name) / self._height
-
-        def off(name: str) -> Tensor:
-            return from_origin(name) - x * right(name) - y * up(name)
-
-        x = total(self._counted, lambda n: dot(from_origin(n), right(n)))
-        y = total(self._counted, lambda n: dot(from_origin(n), up(n)))
-        return x, y, math.sqrt(total(self._counted, lambda n: dot(off(n), off(n))))
+        frame = [lambda name: self._to(1, name) / self._width, lambda name: self._upward(name) / self._height]
+        x, y, distance = nearest(self._states[0], frame, state, self._counted)
+        return x, y, distance
 
     def _to(self, anchor: int, name: str) -> Tensor:
         return step(self._states[0], self._states[anchor], name)
