@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mli_fast.blended.memo import mapped
+from mli_fast.checkpoints.matching import model_entries
 from mli_fast.engine.batches import Forward
 
 
@@ -29,6 +30,9 @@ class Network(nn.Module):
     def __init__(self, model: nn.Module, forward: Forward, dtype: torch.dtype | None, device: torch.device) -> None:
         super().__init__()
         self.model = _replica(model).eval()
+        self._aliases = {
+            name: [f"model.{a}" for a in e.aliases] for e in model_entries(self.model) for name in e.aliases
+        }
         self._forward = forward
         self._move_constants(dtype, device)
         if dtype is not None:
@@ -40,7 +44,8 @@ class Network(nn.Module):
 
     def evaluate(self, values: Mapping[str, Tensor], batch: Any) -> tuple[Any, Any]:
         """(outputs, targets) with `values` for the parameters and buffers of these names."""
-        return functional_call(self, {f"model.{name}": value for name, value in values.items()}, (batch,))
+        every = {alias: value for name, value in values.items() for alias in self._aliases[name]}
+        return functional_call(self, every, (batch,), tie_weights=False)
 
     def _move_constants(self, dtype: torch.dtype | None, device: torch.device) -> None:
         """Buffers that no state dict holds stay the model's own."""
