@@ -86,7 +86,8 @@ def layerwise(
 ) -> SweepResult:
     """Loss and accuracy where one group of parameters moves and the others are held (Vlaar & Frankle 2022).
 
-    All groups at all alphas take one pass over the data, and what lies before a group in the network is computed once.
+    All groups at all alphas take one pass over the data, and what lies before a group in the network is computed once:
+    the last activations held, four at most, are left to the next group.
 
     Args:
         model: the architecture, as for `sweep`.

@@ -166,12 +166,14 @@ def _trajectory(ax: Any, path: Float64) -> None:
     ax.plot(*path, color="white", linewidth=1.5, path_effects=effects, zorder=5, gid="trajectory")
     if path.shape[1] <= _DOTTED_UP_TO:
         ax.plot(*path, "o", color="white", markeredgecolor="black", markeredgewidth=0.6, markersize=3, zorder=5)
-    _mark(ax, path[:, 0], "start", "o", 8, "top")
+    _mark(ax, path[:, 0], "start", "o", 8, "top", "right")
     _mark(ax, path[:, -1], "end", "*", 13, "top")
 
 
-def _mark(ax: Any, place: Float64, name: str, marker: str, size: float, side: str) -> None:
-    """A marked place [2 or 3] and its name, above or below it."""
+def _mark(
+    ax: Any, place: Float64, name: str, marker: str, size: float, vertical: str, horizontal: str = "left"
+) -> None:
+    """A marked place [2 or 3] and its name, where this side of the name is at it."""
     from matplotlib.patheffects import withStroke
 
     if np.isfinite(place).all():
@@ -179,4 +181,5 @@ def _mark(ax: Any, place: Float64, name: str, marker: str, size: float, side: st
         # Whole on the border of a surface; in 3-D the layout would take it for larger than the figure.
         ax.plot(*place[:, None], marker, clip_on=ax.name == "3d", **style)
         halo = [withStroke(linewidth=2.5, foreground="white")]
-        ax.text(*place, f"  {name}", verticalalignment=side, path_effects=halo, zorder=7)
+        aligned = {"verticalalignment": vertical, "horizontalalignment": horizontal}
+        ax.text(*place, f"  {name}  ", path_effects=halo, zorder=7, **aligned)
