@@ -19,7 +19,8 @@ from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.points import as_operator, channels_last, packed, per_point, placed, stack
 
 PRODUCTS_OF_A_TILE: dict[tuple[int, ...], int] = {(1, 1): 16, (2, 2): 25}  # by stride; direct, they are 36
-LEAST_SAVED = 1.25  # times as many multiplications: below, the transforms cost what is saved
+TRANSFORM = 3  # what transforming a number of the input or output costs, in multiplications
+WEIGHTS_TRANSFORM = 3000  # what transforming a weight costs, likewise; both measured
 
 
 class Geometry(NamedTuple):
@@ -147,13 +148,18 @@ def _native(
 
 
 def _winograd(x: torch.Size, weight: torch.Size, geometry: Geometry) -> bool:
-    """Whether its tiles of 2 x 2 outputs win: they save enough multiplications, and the image is more than a few."""
+    """Whether tiles of 2 x 2 outputs win: what the call saves has to pay for the transforms, of the weights above all.
+
+    It depends on one point's batch, never on the points.
+    """
     products = PRODUCTS_OF_A_TILE.get(geometry.stride)
     if products is None or weight[2:] != (3, 3) or geometry.dilation != (1, 1) or weight[1] < 8:
         return False
     sizes = geometry.output_shape(x, weight)[2:]
     tiles = math.prod(-(-size // 2) for size in sizes)
-    return math.prod(sizes) >= 16 and 9 * math.prod(sizes) >= LEAST_SAVED * products * tiles
+    columns, channels = weight[:2]
+    transforms = TRANSFORM * products * (1 / columns + 1 / channels)  # of the input, of the output
+    return x[0] * (9 * math.prod(sizes) - (products + transforms) * tiles) >= WEIGHTS_TRANSFORM
 
 
 def conv_at(
