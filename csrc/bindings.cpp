@@ -62,8 +62,8 @@ void product(bool wide, Address to, Address x, std::tuple<int64_t, int64_t, int6
 }
 
 void winograd(Address to, Address x, std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> sizes,
-              std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> place, int64_t x_point_stride, const std::vector<Address>& anchors,
-              Address coefficients, const EpilogueTuple& tail, int threads) {
+              std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> place, int64_t x_point_stride,
+              const std::vector<Address>& anchors, Address coefficients, const EpilogueTuple& tail, int threads) {
   const auto pointers = in(anchors);
   const auto [points, images, height, width, channels, columns] = sizes;
   const auto [out_height, out_width, pad_y, pad_x, stride] = place;

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mli_fast import batch_norm as batch_norms
-from mli_fast.blended.memo import mapped
+from mli_fast.blended.memo import copied
 from mli_fast.checkpoints import Anchors, Source, gather
 from mli_fast.criteria import CausalLanguageModel, Criterion, CrossEntropy
 from mli_fast.criteria import criterion as criterion_of
@@ -237,7 +237,7 @@ class _Training:
         for name in self._bends[0]:
             terms = [share * anchor[name] for share, anchor in zip(shares, self._anchors, strict=True)]
             values[name] = sum(terms[1:], terms[0]).to(self._dtype or self._given[name][0].dtype)
-        batch = mapped(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, batch)
+        batch = copied(batch)
         return _mean(self._criterion, *self._network.evaluate(values, batch))
 
     def path(self) -> Bezier:

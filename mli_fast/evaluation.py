@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mli_fast import batch_norm as batch_norms
 from mli_fast import functionals, native, schedules, version
-from mli_fast.blended.memo import mapped
+from mli_fast.blended.memo import copied
 from mli_fast.buffers import reused
 from mli_fast.checkpoints import Anchors, Source, gather, load_state
 from mli_fast.criteria import criterion as criterion_of
@@ -42,8 +42,6 @@ from mli_fast.reducers import Reducer, check_metrics
 
 Array = NDArray[np.float64]
 Data = Iterable[Any] | tuple[Tensor, Tensor]
-
-
 Placed = dict[str, tuple[Tensor, ...]]
 CALIBRATION_ROWS = 512  # of a calibration pair that are kept together; parts are put together again as memory allows
 
@@ -154,7 +152,7 @@ class Evaluation:
                     own = dtype if group[0].is_floating_point() else None
                     values[name] = group[0].to(device, own, copy=True)  # a model may write to its buffers
                 with noting("while the order of the layers was traced in batch 0"):
-                    batch = mapped(_copied, next(fed([self._first_batch()], device)))
+                    batch = copied(next(fed([self._first_batch()], device)))
                     run = lambda _: self.network.evaluate(values, batch)  # noqa: E731
                     self._order = schedules.depth_order(run, self.network.model)
             return self._order
@@ -426,10 +424,6 @@ def _caller() -> int:
             ours = level
         frame, level = frame.f_back, level + 1
     return ours + 1
-
-
-def _copied(x: Any) -> Any:
-    return x.clone() if isinstance(x, Tensor) else x
 
 
 def _named(source: Source) -> str:

@@ -277,6 +277,29 @@ register("pre-activation-resnet", normal(3, 6, 6))(
 )
 
 
+class Noisy(nn.Module):
+    """Draws noise on every call, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return self.last(F.relu(hidden + torch.randn(hidden.shape, dtype=hidden.dtype)))
+
+
+class Backwards(nn.Module):
+    """Registers its layers last first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.middle, self.first = nn.Linear(7, 4), nn.Linear(11, 7), nn.Linear(6, 11)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.middle(torch.relu(self.first(x)))))
+
+
 class WritesIntoItsInput(nn.Module):
     """Centres its input in place: the batch of the next point, and of the caller, must not see it."""
 

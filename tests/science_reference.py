@@ -7,7 +7,7 @@ all in float64; nothing here knows of the package, and nothing is clever.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -93,12 +93,17 @@ def mean_loss(network: nn.Module, batches: Batches, criterion: Criterion = "cros
 
 
 def curve_losses(
-    model: nn.Module, states: Iterable[State], batches: Batches, criterion: Criterion = "cross_entropy"
+    model: nn.Module,
+    states: Iterable[State],
+    batches: Batches,
+    criterion: Criterion = "cross_entropy",
+    prepare: Callable[[nn.Module], object] = nn.Module.eval,
 ) -> np.ndarray:
-    """Mean loss at each state dict, [P]."""
+    """Mean loss at each state dict, [P], of a network that `prepare` has seen with it."""
     network, losses = replica(model), []
     for state in states:
         network.load_state_dict(state)
+        prepare(network)
         losses.append(mean_loss(network, batches, criterion))
     return np.array(losses)
 
@@ -221,27 +226,21 @@ def recalibrated_ema_losses(
 
     Each module's own momentum, from the statistics that the state holds.
     """
-    network, losses = replica(model), []
-    for state in states:
-        network.load_state_dict(state)
+
+    def pass_over(network: nn.Module) -> None:
         only_batch_norms_train(network)
         for batch in calibration:
             call(network, to_dtype(batch, torch.float64))
         network.eval()
-        losses.append(mean_loss(network, batches, criterion))
-    return np.array(losses)
+
+    return curve_losses(model, states, batches, criterion, pass_over)
 
 
 def batch_statistics_losses(
     model: nn.Module, states: Iterable[State], batches: Batches, criterion: Criterion = "cross_entropy"
 ) -> np.ndarray:
     """Mean loss at each state with every batch normalised by its own (biased) statistics, [P]."""
-    network, losses = replica(model), []
-    for state in states:
-        network.load_state_dict(state)
-        only_batch_norms_train(network)
-        losses.append(mean_loss(network, batches, criterion))
-    return np.array(losses)
+    return curve_losses(model, states, batches, criterion, only_batch_norms_train)
 
 
 # -------------------------------------------------------------------------------------------------------- functionals

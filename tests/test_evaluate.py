@@ -17,7 +17,7 @@ from mli_fast.engine import forced
 from mli_fast.paths import Path
 from tests import science_reference as reference
 from tests.cases import PER_POINT, Case, assert_same_points, case, under_both
-from tests.models import ARCHITECTURES, endpoints_of
+from tests.models import ARCHITECTURES, Backwards, endpoints_of
 from tests.plain_points import anchors_of, bend, blended, losses_in, spoilt, three
 from tests.reference import assert_as_exact_as_torch
 from tests.test_contracts import Counting
@@ -235,15 +235,6 @@ def test_schedules_equal_the_plain_loop(engine: str, kind: str) -> None:
 @pytest.mark.parametrize("precision", [None, "fp64"])
 def test_the_homogeneous_schedule_follows_the_depth_of_the_call(engine: str, precision: str | None) -> None:
     """The layers are registered last first: only the traced pass knows which is which."""
-
-    class Backwards(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.last, self.middle, self.first = nn.Linear(7, 4), nn.Linear(11, 7), nn.Linear(6, 11)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(torch.relu(self.middle(torch.relu(self.first(x)))))
-
     c = case("mlp")
     rename = {"0": "first", "2": "middle", "4": "last"}
     ends = [{f"{rename[k[0]]}{k[1:]}": v for k, v in state.items()} for state in (c.theta_0, c.theta_T)]
@@ -261,7 +252,7 @@ def test_the_homogeneous_schedule_follows_the_depth_of_the_call(engine: str, pre
 def test_the_last_bias_is_that_of_the_layer_called_last(engine: str) -> None:
     """The layer that is registered last has none."""
 
-    class Backwards(nn.Module):
+    class LastFirst(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.last, self.first = nn.Linear(11, 4), nn.Linear(6, 11, bias=False)
@@ -269,7 +260,7 @@ def test_the_last_bias_is_that_of_the_layer_called_last(engine: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(torch.relu(self.first(x)))
 
-    model, alphas = Backwards(), [0.0, 0.4]
+    model, alphas = LastFirst(), [0.0, 0.4]
     c = Case(model, *endpoints_of(lambda _: model), case("mlp").batches)
     result = c.sweep(alphas, schedule={"last_bias": "end"}, precision="fp64")
     expected = scheduled(c, mli_fast.Line(c.theta_0, c.theta_T), alphas, {"last.bias": lambda a: 1.0})

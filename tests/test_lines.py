@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import mli_fast
 from mli_fast import evaluation, schedules
@@ -21,7 +20,7 @@ from mli_fast.checkpoints.matching import model_entries
 from mli_fast.engine import forced
 from tests import science_reference as reference
 from tests.cases import Case, assert_same_points, case, under_both
-from tests.models import endpoints_of
+from tests.models import Backwards, Noisy, endpoints_of
 from tests.plain_points import bend, blended, losses_in, spoilt, three
 from tests.reference import assert_as_exact_as_torch
 from tests.test_computed_once import Calls, Residual
@@ -309,17 +308,6 @@ def test_groups_in_any_form(groups: Any, expected: list[str]) -> None:
         assert_same(result.select(group=group), c.sweep(ALPHAS, theta_0=start))
 
 
-class Backwards(nn.Module):
-    """Registers its layers last first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last, self.middle, self.first = nn.Linear(7, 4), nn.Linear(11, 7), nn.Linear(6, 11)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.relu(self.middle(torch.relu(self.first(x)))))
-
-
 @pytest.mark.parametrize("precision", [None, "fp64", "bf16"])
 def test_layers_are_in_the_order_of_their_calls(precision: str | None) -> None:
     model = Backwards()
@@ -486,18 +474,6 @@ def test_they_are_after_an_exception_too(verb: str, where: str) -> None:
     with pytest.raises(type(error)):
         VERBS[verb](c, loader=loader)
     assert_unchanged(before, snapshot(c))
-
-
-class Noisy(nn.Module):
-    """Draws noise on every call, in eval mode too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.first(x)
-        return self.last(F.relu(hidden + torch.randn(hidden.shape, dtype=hidden.dtype)))
 
 
 def test_noise_is_the_same_for_every_line_and_group(engine: str) -> None:

@@ -138,7 +138,9 @@ def test_blank_points_are_counted(kind: str) -> None:
 def test_a_surface_without_relief_is_drawn(kind: str, value: float) -> None:
     dataset = surface().drop_vars("accuracy")
     dataset["loss"] = dataset["loss"] * 0 + value
-    SweepResult(dataset).plot(kind=kind).figure.draw_without_rendering()
+    ax = SweepResult(dataset).plot(kind=kind)
+    ax.figure.draw_without_rendering()
+    assert ax.get_title(loc="right") == ("12 of 12 not finite (blank)" if np.isnan(value) else "")
 
 
 @pytest.mark.parametrize("kind", ["filled", "contour"])
@@ -154,7 +156,12 @@ def test_a_trajectory_lies_over_the_surface(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["filled", "contour", "3d"])
 def test_everything_fits_into_the_figure(kind: str) -> None:
     far = surface().assign_coords(x=surface()["x"] * 1000, y=surface()["y"] * 1000)
-    SweepResult(far).plot(kind=kind, trajectory=np.multiply(TRAJECTORY, 1000)).figure.draw_without_rendering()
+    figure = SweepResult(far).plot(kind=kind, trajectory=np.multiply(TRAJECTORY, 1000)).figure
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    box = figure.get_tightbbox()
+    assert 0 <= box.x0 < box.x1 <= width
+    assert 0 <= box.y0 < box.y1 <= height
 
 
 def test_a_trajectory_in_three_dimensions_lies_on_the_surface() -> None:

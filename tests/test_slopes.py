@@ -18,7 +18,7 @@ from mli_fast.engine import forced
 from mli_fast.paths import Path
 from tests import science_reference as reference
 from tests.cases import Case, assert_same_points, case, under_both
-from tests.models import ARCHITECTURES, endpoints_of
+from tests.models import ARCHITECTURES, Noisy, endpoints_of
 from tests.plain_points import anchors_of, bend, spoilt, three
 from tests.reference import standard_error
 from tests.test_evaluate import PATHS, Writes, evaluate
@@ -299,18 +299,6 @@ def test_a_slope_stands_alone_and_leaves_the_sweep_as_it_is(name: str, under: st
             for variable in ("loss_slope", "loss_slope_stderr"):
                 assert part[variable].tobytes() == whole[variable][at].tobytes()
         assert c.sweep(ALPHAS, metrics=metrics, chunk=1)["loss_slope"].tobytes() == whole["loss_slope"].tobytes()
-
-
-class Noisy(nn.Module):
-    """Draws noise on every call, in eval mode too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.first(x)
-        return self.last(F.relu(hidden + torch.randn(hidden.shape, dtype=hidden.dtype)))
 
 
 def test_noise_is_that_of_the_loss_at_every_point(engine: str) -> None:

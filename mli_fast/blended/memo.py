@@ -203,6 +203,11 @@ def mapped(f: Callable[[Any], Any], x: Any) -> Any:
     return f(x)
 
 
+def copied(x: Any) -> Any:
+    """`x` with a copy of every tensor in its nested tuples, lists and dicts, which a model may write to."""
+    return mapped(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, x)
+
+
 def _entries(x: Any) -> Any:
     return mapped(lambda leaf: leaf.entry if isinstance(leaf, Shared) else leaf, x)
 

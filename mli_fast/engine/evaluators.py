@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mli_fast.blended import CannotDefer, LastProduct, Memo, evaluated, last_product, remembering
-from mli_fast.blended.memo import mapped, tensors_in
+from mli_fast.blended.memo import copied, mapped, tensors_in
 from mli_fast.blended.products import layers_together
 from mli_fast.engine.guard import Noise, vmap_fallback_unmentioned
 from mli_fast.engine.network import Network
@@ -83,7 +83,7 @@ class LoopEngine:
 
     def _forward(self, batch: Any, values: Mapping[str, Tensor], memo: Memo | None, points: int) -> tuple[Any, Any]:
         if memo is None:
-            return self._network.evaluate(values, mapped(_copied, batch))
+            return self._network.evaluate(values, copied(batch))
         inputs = mapped(lambda x: memo.share(x) if isinstance(x, Tensor) else x, batch)
         with remembering(memo):
             outputs, targets = self._network.evaluate(values, inputs)
@@ -118,7 +118,7 @@ class LoopEngine:
         Raises:
             CannotDefer: code outside PyTorch read a deferred tensor's storage, which holds NaN for this purpose.
         """
-        outputs, _ = self._network.evaluate(self._points.computed(p), mapped(_copied, batch))
+        outputs, _ = self._network.evaluate(self._points.computed(p), copied(batch))
         if not _has_nan(tensors_in(outputs)):
             raise CannotDefer("compiled code reads parameters or activations without going through PyTorch's functions")
 
@@ -149,7 +149,7 @@ class VmapEngine:
 
     def step(self, batch: Any, coefficients: Sequence[Tensor], memo: Memo | None) -> tuple[Any, Any]:
         """Outputs and targets at A points, with coefficients [A, R] for each group of names."""
-        outputs, targets = self._call(mapped(_copied, batch), *coefficients)
+        outputs, targets = self._call(copied(batch), *coefficients)
         return outputs, targets
 
     def _vmapped(self, batch: Any, *groups: Tensor) -> tuple[Any, Any]:
@@ -213,10 +213,6 @@ def engine_of(plan: Plan, network: Network, points: Points, ending: bool) -> Loo
     if plan.engine == "vmap":
         return VmapEngine(network, points, plan.compiled, ending)
     return LoopEngine(network, points, plan.deferred, plan.yields, ending)
-
-
-def _copied(x: Any) -> Any:
-    return x.clone() if isinstance(x, Tensor) else x
 
 
 def _alone(outputs: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from mli_fast.blended.memo import mapped, tensors_in
+from mli_fast.blended.memo import copied, mapped, tensors_in
 from mli_fast.engine.evaluators import LoopEngine, VmapEngine
 from mli_fast.engine.points import Points
 from mli_fast.reducers import Values
@@ -77,7 +77,7 @@ class Recording:
         self, batch: Any, points: Points, size: int, engine: LoopEngine | VmapEngine, score: Score, recorder: Recorder
     ) -> None:
         self._points = points
-        self._batch = mapped(lambda x: x.clone() if isinstance(x, Tensor) else x, batch)
+        self._batch = copied(batch)
         self._coefficients = [c.clone() for c in points.groups(0, size)]
         memo = self._memo = engine.memo()
 

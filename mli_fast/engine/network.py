@@ -30,9 +30,8 @@ class Network(nn.Module):
     def __init__(self, model: nn.Module, forward: Forward, dtype: torch.dtype | None, device: torch.device) -> None:
         super().__init__()
         self.model = _replica(model).eval()
-        self._aliases = {
-            name: [f"model.{a}" for a in e.aliases] for e in model_entries(self.model) for name in e.aliases
-        }
+        # once, where functional_call would look for ties in every pass
+        self._aliases = {e.name: [f"model.{alias}" for alias in e.aliases] for e in model_entries(self.model)}
         self._forward = forward
         self._move_constants(dtype, device)
         if dtype is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from mli_fast.blended.memo import mapped
+from mli_fast.blended.memo import copied
 from mli_fast.criteria import Criterion
 from mli_fast.engine.guard import first_line
 from mli_fast.engine.network import Network
@@ -20,8 +20,6 @@ from mli_fast.engine.points import Points
 from mli_fast.ops.norm import fold_batch_norm
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-
-
 _TO_NUMBERS = (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.numpy, Tensor.__array__)
 
 
@@ -108,13 +106,10 @@ class Slopes:
         values, directions = self._points.computed(p), self._directions.computed(p)
         moving = {name: values[name] for name in self._points.moving}
 
-        def copied(x: Any) -> Any:
-            return x.clone() if isinstance(x, Tensor) else x
-
         def losses_and_outputs(moving: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             # copies made in here are the transform's own: the model may write to them
             own = {name: moving.get(name, value).clone() for name, value in values.items()}
-            outputs, targets = self._network.evaluate(own, mapped(copied, batch))
+            outputs, targets = self._network.evaluate(own, copied(batch))
             losses = self._criterion.losses(outputs, targets)
             if not isinstance(outputs, Tensor):  # then no functional looks at them
                 return losses, losses[:, None]
