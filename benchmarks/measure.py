@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.judging import TOLERANCE, Judge, relative_error
+from benchmarks.judging import Judge, relative_error
 from benchmarks.peers import PEERS, Options, Run
 from benchmarks.points import Points
 from benchmarks.tuning import Tuning, timed, tune_all
@@ -152,8 +152,8 @@ def _checked(
             variant.share = len(values) / problem.count
             asked, values = sample, values[workload.sample()] if whole else values
         variant.error = judge.error(peer, tuning.options, asked, values)
-        if variant.error > TOLERANCE:
-            variant.reason = f"values differ by {variant.error:.1e}, more than {TOLERANCE:.0e}: not timed"
+        if variant.error > judge.tolerance:
+            variant.reason = f"values differ by {variant.error:.1e}, more than {judge.tolerance:.0e}: not timed"
             log(f"  {peer.title}: {variant.reason}")
         elif hopeless:
             variant.seconds = [tuning.estimate_s]
@@ -173,8 +173,8 @@ def _check_ours(workload: Workload, problem: Problem, ours: Variant, runs: dict[
         ours.reason = f"failed: {type(error).__name__}: {error}"
         return
     ours.error = relative_error(values[workload.sample()], judge.expected)
-    if ours.error > TOLERANCE:
-        ours.reason = f"values differ by {ours.error:.1e}, more than {TOLERANCE:.0e}: not timed"
+    if ours.error > judge.tolerance:
+        ours.reason = f"values differ by {ours.error:.1e}, more than {judge.tolerance:.0e}: not timed"
         return
     runs[OURS] = run
 

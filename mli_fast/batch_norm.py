@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mli_fast.blended.tensors import resolved
-
 CALIBRATED = ("recalibrate", "recalibrate-ema")
 POLICIES = ("interpolate", *CALIBRATED, "batch", "start", "end")
 
@@ -118,7 +116,7 @@ def normalising_by(model: nn.Module, visit: Visit) -> Iterator[None]:
     def hook(name: str) -> Callable[[nn.Module, tuple], None]:
         def before(module: nn.Module, args: tuple) -> None:
             assert isinstance(module, _BatchNorm)
-            mean, variance = visit(name, module, resolved(args[0]))
+            mean, variance = visit(name, module, args[0])
             module._buffers["running_mean"], module._buffers["running_var"] = mean, variance
 
         return before

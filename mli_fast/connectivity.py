@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mli_fast import batch_norm as batch_norms
-from mli_fast.blended.memo import copied
 from mli_fast.checkpoints import Anchors, Source, gather
 from mli_fast.criteria import CausalLanguageModel, Criterion, CrossEntropy
 from mli_fast.criteria import criterion as criterion_of
@@ -29,6 +28,7 @@ from mli_fast.options import Options
 from mli_fast.paths import Bezier, Line
 from mli_fast.result import SweepResult
 from mli_fast.sweep import evaluate
+from mli_fast.trees import copied
 
 BATCH = 128  # examples a step, at most, where the data is one (X, y) pair
 Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mli_fast.blended.ending import LastProduct
-from mli_fast.blended.memo import mapped
 from mli_fast.ops import points
-from mli_fast.ops.cross_entropy import IGNORED, cross_entropy, linear_cross_entropy
+from mli_fast.ops.cross_entropy import IGNORED, cross_entropy
+from mli_fast.trees import mapped
 
 Function = Callable[[Any, Any], Tensor]
 
@@ -103,7 +102,6 @@ class Criterion:
     """A named criterion: checks a batch, then scores it at any number of points."""
 
     name = ""
-    takes_last_product = False
 
     def check(self, outputs: Any, targets: Any, batch: int) -> Late | None:
         """Raise ValueError, with the batch number and what was seen, unless the batch can be scored.
@@ -131,27 +129,21 @@ class CrossEntropy(Criterion):
     """-log softmax(outputs)[target]; outputs [A, B, C, *terms], targets [B, *terms]."""
 
     name = "cross_entropy"
-    takes_last_product = True
 
     def check(self, outputs: Any, targets: Any, batch: int) -> Late | None:
         _check_tensors(self.name, outputs, targets, batch)
         return _check_classes(self.name, outputs, targets, batch)
 
-    def score(self, outputs: Tensor | LastProduct, targets: Tensor) -> Scored:
-        return self._scored(outputs if isinstance(outputs, LastProduct) else outputs.movedim(2, -1), targets)
+    def score(self, outputs: Tensor, targets: Tensor) -> Scored:
+        return self._scored(outputs.movedim(2, -1), targets)
 
-    def _scored(self, outputs: Tensor | LastProduct, targets: Tensor) -> Scored:
+    def _scored(self, outputs: Tensor, targets: Tensor) -> Scored:
         """Outputs [A, B, *terms, C] against targets [B, *terms]."""
-        like = outputs.point() if isinstance(outputs, LastProduct) else outputs[0]
-        examples, classes = len(like), like.shape[-1]
+        examples, classes = outputs.shape[1], outputs.shape[-1]
         flat = targets.reshape(-1).long()
         if points.asynchronous(flat):  # a class out of range is reported later; until then it must not be an index
             flat = flat.where((flat >= 0) & (flat < classes), IGNORED)
-        if isinstance(outputs, LastProduct):
-            x = outputs.x.flatten(1, -2)
-            losses, predictions = linear_cross_entropy(x, outputs.weights, outputs.coefficients, outputs.shift, flat)
-        else:
-            losses, predictions = self._losses(outputs.reshape(len(outputs), -1, classes), flat)
+        losses, predictions = self._losses(outputs.reshape(len(outputs), -1, classes), flat)
         hits = (predictions == flat).double().masked_fill(losses.isnan(), float("nan"))
         return Scored(examples, losses, hits, flat, predictions, classes)
 
@@ -167,7 +159,6 @@ class NegativeLogLikelihood(CrossEntropy):
     """-outputs[target], for outputs that are log-probabilities already."""
 
     name = "nll"
-    takes_last_product = False
 
     def _losses(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         ignored = targets == IGNORED
@@ -191,7 +182,7 @@ class CausalLanguageModel(CrossEntropy):
             raise _fail(batch, f"causal_lm needs outputs [B, tokens, vocabulary] and labels [B, tokens]; saw {seen}")
         return _check_classes(self.name, outputs[:, :-1].movedim(-1, 1), targets[:, 1:], batch)
 
-    def score(self, outputs: Tensor | LastProduct, targets: Tensor) -> Scored:
+    def score(self, outputs: Tensor, targets: Tensor) -> Scored:
         return self._scored(outputs, F.pad(targets[:, 1:], (0, 1), value=IGNORED))
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -283,8 +274,6 @@ def losses_of_points(
 
 def point_of(outputs: Any, i: int) -> Any:
     """The outputs of the i-th point; every tensor of `outputs` has the points in dimension 0."""
-    if isinstance(outputs, LastProduct):
-        return outputs.point()
     return mapped(lambda leaf: leaf[i] if isinstance(leaf, Tensor) else leaf, outputs)
 
 

@@ -21,16 +21,17 @@ from torch import Tensor, nn
 
 from mli_fast import batch_norm as batch_norms
 from mli_fast import functionals, native, schedules, version
-from mli_fast.blended.memo import copied
 from mli_fast.buffers import reused
 from mli_fast.checkpoints import Anchors, Source, gather, load_state
 from mli_fast.criteria import criterion as criterion_of
-from mli_fast.engine import Work, run
+from mli_fast.engine import Work, evaluate_all
 from mli_fast.engine.batches import checked_loader, checked_pair, cut, default_forward, is_pair
 from mli_fast.engine.calibration import calibrated
 from mli_fast.engine.feeding import fed, resident
 from mli_fast.engine.guard import noting, on, random_state_kept
 from mli_fast.engine.network import Network
+from mli_fast.engine.passes import Passes
+from mli_fast.engine.planner import Planner
 from mli_fast.engine.points import Points
 from mli_fast.engine.rows import bytes_per_example, rows_per_pass
 from mli_fast.engine.slopes import Slopes
@@ -39,6 +40,7 @@ from mli_fast.ops.dispatch import KERNELS
 from mli_fast.options import PRECISIONS, Options
 from mli_fast.paths import Path
 from mli_fast.reducers import Reducer, check_metrics
+from mli_fast.trees import copied
 
 Array = NDArray[np.float64]
 Data = Iterable[Any] | tuple[Tensor, Tensor]
@@ -111,8 +113,10 @@ class Evaluation:
             self.network = Network(
                 self._model, self.options.forward or default_forward, self.options.dtype, self.device
             )
+            stack.enter_context(self.network.borrowing())
             if self.options.batch_norm == "batch":
                 stack.enter_context(batch_norms.normalising_by(self.network.model, batch_norms.of_the_batch))
+                self.network.look_again()
             self._batches = checked_loader(self._loader) if self._pair is None else None
             self._exit = stack.pop_all()
         return self
@@ -146,15 +150,14 @@ class Evaluation:
 
         def traced() -> list[str]:
             if self._order is None:
-                dtype, device = self.options.dtype, self.device
-                values = {}
-                for name, group in self.anchors(path).values.items():
-                    own = dtype if group[0].is_floating_point() else None
-                    values[name] = group[0].to(device, own, copy=True)  # a model may write to its buffers
+                groups = {name: (group[0],) for name, group in self._on_device(path).items()}
+                one = torch.ones(1, 1, dtype=torch.float64, device=self.device)
                 with noting("while the order of the layers was traced in batch 0"):
-                    batch = copied(next(fed([self._first_batch()], device)))
-                    run = lambda _: self.network.evaluate(values, batch)  # noqa: E731
-                    self._order = schedules.depth_order(run, self.network.model)
+                    batch = copied(next(fed([self._first_batch()], self.device)))
+                    self.network.load(Points(groups, one, {}, self.network.dtypes), 0)
+                    self._order = schedules.depth_order(lambda _: self.network.run(batch), self.network.model)
+                    self.network.state.restore()
+                    self.network.forget()
             return self._order
 
         return traced
@@ -203,23 +206,23 @@ class Evaluation:
             if self.options.batch_norm != "batch":  # else the pair is one batch
                 widest = bytes_per_example(self.network, works[0].points, pair, self.device)
                 rows = rows_per_pass(widest, self.device)
-                for work in works:
-                    work.example_bytes = widest
             batches = cut(pair, rows)
         assert batches is not None
         progress = sys.stderr.isatty() if self.options.progress is None else self.options.progress
-        run(works, batches, progress, alike)
+        planner = Planner(
+            Passes(self.network, self.options.state), self.device, self.options.check, self.options.compile is True
+        )
+        evaluate_all(works, planner, batches, progress, alike)
         self._ran = {"anchors": [[_named(s) for s in job.path.anchors] for job in jobs], "rows_per_pass": rows}
-        self._ran |= _how_it_ran(works, self._choice.used) | _of_checkpoints(list(self._gathered.values()))
+        self._ran |= _how_it_ran(works, planner, self._choice.used) | _of_checkpoints(list(self._gathered.values()))
         return [_dataset(job, work.reducer) for job, work in zip(jobs, works, strict=True)]
 
     def provenance(self) -> dict[str, Any]:
         """How the last run was made."""
         options, names = self.options, check_metrics(self.options.metrics)
-        own = self._ran.pop("dtypes")
         return self._ran | {
             "backend_asked_for": options.backend,
-            "precision": options.precision or own,
+            "precision": options.precision or _named_dtypes(self.network.dtypes.values()),
             "batch_norm": options.batch_norm,
             "schedule": None if options.schedule is None else {k: _called(v) for k, v in options.schedule.items()},
             "criterion": self.criterion.name,
@@ -245,9 +248,8 @@ class Evaluation:
             slopes = Slopes(self.network, points, directions, self.criterion)
         if options.batch_norm in batch_norms.CALIBRATED:
             points = calibrated(options.batch_norm, self.network, points, self._calibration())
-        work = Work(self.network, points, reducer, job.points, self.device, options.chunk, options.compile)
-        work.axes, work.slopes, work.loops = path.axes, slopes, options.batch_norm == "batch"
-        return work
+        chunk = None if options.chunk == "auto" else int(options.chunk)
+        return Work(points, reducer, job.points, path.axes, slopes, chunk)
 
     def _points(self, job: Job, anchors: Anchors, coefficients: Array, scheduled: Callable[..., Any]) -> Points:
         """The job's anchors on the device with these coefficients, and those of names on a schedule of their own."""
@@ -263,7 +265,7 @@ class Evaluation:
             tables = scheduled(job.path, job.points, assigned)
             tensors = {id(t): torch.from_numpy(t).to(self.device) for t in tables.values()}
             others = {name: tensors[id(table)] for name, table in tables.items() if name in values}
-        return Points(values, torch.from_numpy(coefficients).to(self.device), others, options.dtype)
+        return Points(values, torch.from_numpy(coefficients).to(self.device), others, self.network.dtypes)
 
     def _on_device(self, path: Path) -> Placed:
         """The path's anchors on the device, once however many jobs have them."""
@@ -367,33 +369,33 @@ def _dataset(job: Job, reducer: Reducer) -> xr.Dataset:
 def _of_checkpoints(gathered: Sequence[Anchors]) -> dict[str, Any]:
     """The part of the provenance that says what was found in them."""
     merged: dict[str, dict[str, Any]] = {"kept": {}, "widened": {}, "nonfinite": {}}
-    dtypes = set()
     for anchors in gathered:
         merged["kept"] |= anchors.kept
         merged["widened"] |= anchors.widened
         merged["nonfinite"] |= {name: list(where) for name, where in anchors.nonfinite.items()}
-        dtypes |= {a[0].dtype for a in anchors.values.values() if a[0].is_floating_point()}
+    return merged
+
+
+def _named_dtypes(dtypes: Iterable[torch.dtype]) -> str:
+    """What the provenance calls the dtypes that parameters are computed in."""
     names = {dtype: name for name, dtype in PRECISIONS.items()} | {torch.float32: "fp32", torch.float16: "fp16"}
-    return merged | {"dtypes": ", ".join(sorted(names.get(d, str(d)) for d in dtypes)) or "no floating parameters"}
+    return ", ".join(sorted({names.get(d, str(d)) for d in dtypes if d.is_floating_point})) or "no floating parameters"
 
 
-def _how_it_ran(works: Sequence[Work], kernels: set[str]) -> dict[str, Any]:
+def _how_it_ran(works: Sequence[Work], planner: Planner, kernels: set[str]) -> dict[str, Any]:
     """The part of the provenance that the arguments do not say."""
-    plans = [work.plan for work in works if work.plan is not None]
-    first = plans[0]
+    device = planner.device
     return {
-        "engine": " and ".join(sorted({plan.engine for plan in plans})),
-        "engine_reason": first.reason,
-        "compiled": first.compiled,
-        "cuda_graphs": works[0].passes.recording if works[0].passes is not None else "off",
-        "chunk": first.chunk if first.engine == "vmap" else 1,
+        "engine": " and ".join(sorted(planner.used)),
+        "engine_reason": "; ".join(planner.reasons),
+        "compiled": planner.compile,
+        "check": planner.check,
+        "chunk": max(work.passes for work in works),
         "backend": _backend_of(kernels),
         "kernels": sorted(kernels),
         "instruction_set": native.isa(),
-        "device": str(works[0].device),
-        "device_name": torch.cuda.get_device_name(works[0].device)
-        if works[0].device.type == "cuda"
-        else platform.machine(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "points": sum(work.points.count for work in works),
         "examples": works[0].reducer.count,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mli_fast import batch_norm as batch_norms
 from mli_fast.engine.batches import Forward
+from mli_fast.engine.passes import STATES
 from mli_fast.reducers import check_metrics
 
 PRECISIONS = {
@@ -45,6 +46,8 @@ class Options:
     chunk: int | str = "auto"
     compile: bool | str = "auto"
     progress: bool | None = None
+    check: bool | str = True
+    state: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in PRECISIONS:
@@ -54,6 +57,12 @@ class Options:
             raise ValueError(f"chunk={chunk!r}: expected 'auto' or a number of points, at least 1")
         if self.compile not in ("auto", True, False):
             raise ValueError(f"compile={self.compile!r}: expected 'auto', True or False")
+        if self.check not in ("all", True, False):
+            raise ValueError(f"check={self.check!r}: expected True, False or 'all'")
+        if self.state not in STATES:
+            raise ValueError(
+                f"state={self.state!r}: expected None, or 'per-batch' where a batch starts from the model as given"
+            )
         batch_norms.check(self.batch_norm, self.calibration)
         object.__setattr__(self, "metrics", self.metrics if isinstance(self.metrics, Mapping) else _names(self.metrics))
         check_metrics(self.metrics)

@@ -146,7 +146,7 @@ class Reducer:
         self.criterion, self.names, self.functions, self.points = criterion, tuple(names), dict(functions), points
         self.count = 0
         self.batches = 0
-        self._is_line = alphas is not None
+        self._alphas, self._is_line = alphas, alphas is not None
         self._functionals = functionals.Functionals(self.names, alphas)
         self._means: dict[str, Mean] = {}
         self._step = Mean()
@@ -161,22 +161,27 @@ class Reducer:
         return self._functionals.wants_slopes
 
     @property
-    def takes_last_product(self) -> bool:
-        """Whether outputs may come as a `LastProduct`: nothing but the criterion looks at them."""
-        return self.criterion.takes_last_product and not self.functions and not self._functionals.wants_outputs
+    def keeps_outputs(self) -> bool:
+        """Whether the outputs of a batch are kept until all its points are in."""
+        return self._functionals.wants_outputs or self._functionals.wants_slopes
 
-    def values(self, outputs: Any, targets: Any, check: bool) -> Values:
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.__init__(self.criterion, self.names, self.functions, self.points, self._alphas)  # type: ignore[misc]
+
+    def values(self, outputs: Any, targets: Any, check: bool, batch: int) -> Values:
         """What is kept of the batch at hand at some points; changes nothing.
 
         Args:
             outputs: of the model; every tensor of it has the points in dimension 0.
             targets: of the batch.
             check: whether the batch has not been checked yet.
+            batch: its number.
 
         Raises:
             ValueError: the criterion or a metric cannot score this batch; the message has its number and what was seen.
         """
-        late = self.criterion.check(point_of(outputs, 0), targets, self.batches) if check else None
+        late = self.criterion.check(point_of(outputs, 0), targets, batch) if check else None
         scored = self.criterion.score(outputs, targets)
         counted = scored.counted
         weights = None if counted is None and scored.terms == scored.examples else _terms(scored, counted)
@@ -188,22 +193,22 @@ class Reducer:
             hits = scored.hits if counted is None else scored.hits.masked_fill(~counted, 0.0)
             found.rows["accuracy"] = _per_example(hits, scored.examples)
             found.weights["accuracy"] = weights if scored.hits.shape == scored.losses.shape else None
-        self._add_classes(found, scored, counted)
-        self._keep(found, outputs, scored)
+        self._add_classes(found, scored, counted, batch)
+        self._keep(found, outputs, scored, batch)
         found.counted = counted
         for name, function in self.functions.items():
-            rows, of_batch = losses_of_points(f"metric {name!r}", function, outputs, targets, self.batches)
+            rows, of_batch = losses_of_points(f"metric {name!r}", function, outputs, targets, batch)
             found.rows[name], found.weights[name] = rows, None
             if of_batch:
                 found.no_spread.add(name)
         return found
 
-    def _add_classes(self, found: Values, scored: Scored, counted: Tensor | None) -> None:
+    def _add_classes(self, found: Values, scored: Scored, counted: Tensor | None, batch: int) -> None:
         wanted = [n for n in self.names if n in BY_CLASS]
         if not wanted:
             return
         if scored.targets is None or scored.predictions is None or scored.hits is None or scored.classes is None:
-            raise self._needs_classes(wanted[0])
+            raise self._needs_classes(wanted[0], batch)
         classes, ones = scored.classes, torch.ones_like(scored.losses[0])
         targets = scored.targets if counted is None else scored.targets.where(counted, classes)
         predicted = scored.predictions if counted is None else scored.predictions.where(counted, classes)
@@ -216,13 +221,13 @@ class Reducer:
         for name in wanted:
             found.class_sums[name] = torch.stack([sums[name](i) for i in range(len(scored.losses))])
 
-    def _needs_classes(self, name: str) -> ValueError:
+    def _needs_classes(self, name: str, batch: int) -> ValueError:
         return ValueError(
-            f"batch {self.batches}: metric {name!r} needs class targets, which criterion "
+            f"batch {batch}: metric {name!r} needs class targets, which criterion "
             f"{self.criterion.name!r} does not have here"
         )
 
-    def _keep(self, found: Values, outputs: Any, scored: Scored) -> None:
+    def _keep(self, found: Values, outputs: Any, scored: Scored, batch: int) -> None:
         """What the functionals want to see of all points."""
         if self._functionals.wants_one_tensor and not isinstance(outputs, Tensor):
             raise ValueError(f"functionals of a line need outputs that are one tensor, got {type(outputs).__name__}")
@@ -230,7 +235,7 @@ class Reducer:
             found.outputs = outputs.flatten(2) if outputs.ndim > 2 else outputs[..., None]
         if self._functionals.wants_predictions is not None:
             if scored.predictions is None:
-                raise self._needs_classes(self._functionals.wants_predictions)
+                raise self._needs_classes(self._functionals.wants_predictions, batch)
             found.predictions = scored.predictions
 
     def _of_functionals(self, rows: Mapping[str, Tensor], of_all: Values, tangents: Tensor | None) -> dict[str, Tensor]:
@@ -316,8 +321,8 @@ class Reducer:
 class Batch:
     """One batch's values, filled in some points at a time; a point may be filled in again."""
 
-    def __init__(self, reducer: Reducer) -> None:
-        self._reducer = reducer
+    def __init__(self, reducer: Reducer, index: int = 0) -> None:
+        self._reducer, self.index = reducer, index
         self._rows: dict[str, Tensor] = {}  # [P, B]
         self._class_sums: dict[str, Tensor] = {}  # [P, classes]
         self._kept: dict[str, Tensor] = {}  # outputs, predictions, tangents [P, ...], where a functional wants them

@@ -40,6 +40,8 @@ def sweep(
     compile: bool | str = "auto",
     progress: bool | None = None,
     tol: float | None = None,
+    check: bool | str = True,
+    state: str | None = None,
 ) -> SweepResult:
     """Loss and accuracy at theta(alpha) = (1 - alpha) theta_0 + alpha theta_T for many alpha (Goodfellow et al. 2014).
 
@@ -79,11 +81,15 @@ def sweep(
         backend: "auto" (the kernels that were measured to win on such a device, see `mli_fast.backends`), "reference"
             (plain PyTorch), "native" (the compiled kernels), "triton" (on a GPU).
         forward: (model, batch) -> (outputs, targets), for any other layout of a batch.
-        chunk: the number of points per pass of the vmap engine, or "auto".
-        compile: True runs the vmapped network through torch.compile. On a GPU "auto" records passes as CUDA graphs
-            where launching them is what takes the time, which a pass of the sweep itself shows. False does neither.
+        chunk: the most points per pass, where passes take several, or "auto".
+        compile: True runs passes through torch.compile.
         progress: True, False, or None: a bar if the standard error is a terminal.
         tol: for alphas="adaptive", the error allowed, in units of the loss; 0.01 unless given.
+        check: True compares the first batches, and points in turn as 3 % of the time allows, with plain PyTorch; "all"
+            compares every point of every batch; False compares nothing, at your own risk. Where something differs, all
+            values are taken anew by plain PyTorch, with a warning.
+        state: None: a model that carries something from one pass to the next is an error that names it. "per-batch":
+            each batch starts from the model as it is given.
 
     Returns:
         A `SweepResult`: float64 loss, accuracy, ... per alpha, with standard errors and the provenance.
@@ -113,6 +119,8 @@ def sweep(
         chunk,
         compile,
         progress,
+        check,
+        state,
     )
     line = Line(theta_0, theta_T)
     if isinstance(alphas, str):

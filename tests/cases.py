@@ -75,12 +75,7 @@ def under_both(*names: str) -> pytest.MarkDecorator:
     """Each named case under each engine that can run it."""
     return pytest.mark.parametrize(
         ("name", "under"),
-        [
-            pytest.param(name, under, id=f"{name}-{under}")
-            for name in names
-            for under in ("loop", "vmap")
-            if under == "loop" or name == "wide" or not ARCHITECTURES[name].loop_only
-        ],
+        [pytest.param(name, under, id=f"{name}-{under}") for name in names for under in ("replay", "planned")],
     )
 
 

@@ -19,7 +19,7 @@ settings.register_profile("explore", deadline=None, max_examples=400)
 settings.load_profile("default")
 
 
-@pytest.fixture(params=["loop", "vmap"])
+@pytest.fixture(params=["replay", "planned"])
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once under each engine."""
     from mli_fast.engine import forced

@@ -94,9 +94,9 @@ def passes(c: Case, limit: int, monkeypatch: Any, batches: list[Batch]) -> list[
     seen: list[int] = []
     run = calibration.Forwards.run
 
-    def noting(self: Any, batch: Any, p: int, memo: Any) -> None:
+    def noting(self: Any, batch: Any, p: int) -> None:
         seen.append(len(batch[1]))
-        run(self, batch, p, memo)
+        run(self, batch, p)
 
     with monkeypatch.context() as patch:
         patch.setattr(calibration, "MERGED_BYTES", limit)
@@ -296,7 +296,7 @@ def test_a_norm_that_is_called_twice_moves_twice(engine: str, policy: str) -> No
 def test_without_a_batch_norm_every_policy_is_the_same(policy: str, name: str) -> None:
     """Instance norms with running statistics are none: they keep the interpolated ones."""
     c = case(name)
-    with forced("loop"):
+    with forced("plain"):
         assert_same_points(c.sweep(ALPHAS, **options_of(policy, c.batches)), c.sweep(ALPHAS), range(len(ALPHAS)))
 
 

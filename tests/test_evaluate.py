@@ -443,7 +443,7 @@ def test_a_model_that_writes_into_its_buffers_does_not_reach_the_checkpoints(opt
     states = [{k: v.clone() for k, v in model.state_dict().items()} for _ in range(2)]
     held = [{k: bits(v) for k, v in state.items()} for state in states]
     c = Case(model, *states, case("mlp").batches)
-    with forced("loop"):
+    with forced("plain"):
         c.sweep(3, **options)
     assert [{k: bits(v) for k, v in state.items()} for state in states] == held
 

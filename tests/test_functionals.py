@@ -413,14 +413,14 @@ def test_the_callers_things_are_as_they_were(engine: str, name: str) -> None:
 
 
 def test_functionals_survive_a_change_of_engine() -> None:
-    """What vmap cannot do is begun again, one point after the other."""
+    """What takes numbers from its activations goes by plain PyTorch, where it has to."""
     for name in ("item", "control-flow", "gru"):
         c = case(name)
-        with forced("loop"):
+        with forced("plain"):
             expected = c.sweep(4, metrics=ALL)
         found = c.sweep(4, metrics=ALL)
         for variable in ALL:
-            np.testing.assert_array_equal(found[variable], expected[variable], err_msg=variable)
+            np.testing.assert_allclose(found[variable], expected[variable], rtol=1e-5, atol=1e-6, err_msg=variable)
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

@@ -6,7 +6,7 @@ import os
 import random
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from mli_fast.engine import forced
+from mli_fast.engine import calls, forced
 from tests.cases import Case, assert_same_points, case
 from tests.data import Batch
 from tests.models import ARCHITECTURES, endpoints_of
@@ -210,14 +210,14 @@ class KeepsNotes(nn.Module):
         return self.last(hidden)
 
 
-@pytest.mark.parametrize("under", [nullcontext(), forced("loop")], ids=["auto", "loop"])
+@pytest.mark.parametrize("under", [nullcontext(), forced("plain")], ids=["auto", "plain"])
 def test_a_model_that_keeps_notes_keeps_none_of_the_sweep(under: AbstractContextManager[None]) -> None:
     model = KeepsNotes()
     c = Case(model, *endpoints_of(lambda _: model), case("mlp").batches)
     before = snapshot(c)
     with under:
         result = c.sweep(3)
-    assert result.provenance["engine"] == "loop"
+    assert result.provenance["engine"] == "plain"
     assert_unchanged(before, snapshot(c))
     assert model.seen == [0]
     assert int(model.calls) == 0
@@ -246,32 +246,13 @@ def test_the_model_itself_may_be_an_endpoint(engine: str) -> None:
 # --------------------------------------------------------------------------------------------------------------- memory
 
 
-@torch.library.custom_op("mli_fast_tests::bounded", mutates_args=())
-def bounded(x: Tensor, limit: int, only_rows: int, kind: int) -> Tensor:
-    """A copy of x that runs out of memory for more than `limit` points at once (in batches of `only_rows`, if set)."""
-    exhausted(1, limit, len(x) == only_rows or not only_rows, kind)
-    return x.clone()
-
-
-@bounded.register_fake
-def _(x: Tensor, limit: int, only_rows: int, kind: int) -> Tensor:
-    return torch.empty_like(x)
-
-
-@bounded.register_vmap
-def _(info: Any, dims: Any, x: Tensor, limit: int, only_rows: int, kind: int) -> tuple[Tensor, int]:
-    rows = x.shape[1 if dims[0] == 0 else 0]
-    exhausted(info.batch_size, limit, rows == only_rows or not only_rows, kind)
-    return x.clone(), dims[0]
-
-
 SEEN: list[int] = []
-"""Points per pass that `bounded` let through."""
+"""Points per call that `exhausted` let through."""
 
 
-def exhausted(points: int, limit: int, here: bool, kind: int) -> None:
+def exhausted(points: int, limit: int, kind: int) -> None:
     """Raises as torch does on a GPU (kind 0) and on a CPU (kind 1)."""
-    if here and points > limit:
+    if points > limit:
         if kind == 0:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         raise RuntimeError(
@@ -281,23 +262,32 @@ def exhausted(points: int, limit: int, here: bool, kind: int) -> None:
     SEEN.append(points)
 
 
-class Bounded(nn.Module):
-    """An MLP whose hidden activation does not fit for many points at once."""
+@contextmanager
+def bounded(limit: int, only_rows: int = 0, kind: int = 0) -> Iterator[None]:
+    """Chains of layers run out of memory for more than `limit` points at once (in batches of `only_rows`, if set)."""
+    chain = calls.NativeChain.__call__
 
-    def __init__(self, limit: int, only_rows: int = 0, kind: int = 0) -> None:
+    def call(self: Any, x: Any, residual: Any, points: int, *rest: Any) -> Tensor:
+        rows = len(x[0]) if isinstance(x, list) else len(x) // points
+        if only_rows in (0, rows):
+            exhausted(points, limit, kind)
+        return chain(self, x, residual, points, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calls.NativeChain, "__call__", call)
+        yield
+
+
+class Exhausts(nn.Module):
+    """A model that runs out of memory at any point."""
+
+    def __init__(self, kind: int) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(6, 9), nn.Linear(9, 4)
-        self.limit, self.only_rows, self.kind = limit, only_rows, kind
+        self.first, self.last, self.kind = nn.Linear(6, 9), nn.Linear(9, 4), kind
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.relu(self.first(x))
-        return self.last(torch.ops.mli_fast_tests.bounded(hidden, self.limit, self.only_rows, self.kind))
-
-
-def bounded_case(limit: int, only_rows: int = 0, kind: int = 0) -> Case:
-    """The case of a bounded model."""
-    model = Bounded(limit, only_rows, kind).eval()
-    return Case(model, *endpoints_of(lambda _: model), case("mlp").batches)
+        exhausted(1, 0, self.kind)
+        return self.last(torch.relu(self.first(x)))
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["OutOfMemoryError", "DefaultCPUAllocator"])
@@ -306,9 +296,9 @@ def bounded_case(limit: int, only_rows: int = 0, kind: int = 0) -> Case:
 def test_running_out_of_memory_halves_the_chunk_and_goes_on(chunk: int | str, only_rows: int, kind: int) -> None:
     SEEN.clear()
     alphas = np.linspace(0, 1, 13)
-    with forced("vmap"):
-        plenty = bounded_case(99).sweep(alphas, chunk=13)
-        result = bounded_case(3, only_rows, kind).sweep(alphas, chunk=chunk)
+    plenty = case("mlp").sweep(alphas, chunk=13)
+    with bounded(3, only_rows, kind):
+        result = case("mlp").sweep(alphas, chunk=chunk)
     assert_same_points(result, plenty, range(13))
     np.testing.assert_array_equal(result["loss_step"], plenty["loss_step"])
     assert result.count == 13
@@ -317,9 +307,10 @@ def test_running_out_of_memory_halves_the_chunk_and_goes_on(chunk: int | str, on
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["OutOfMemoryError", "DefaultCPUAllocator"])
-@pytest.mark.parametrize("under", ["loop", "vmap"])
+@pytest.mark.parametrize("under", ["plain", "planned"])
 def test_out_of_memory_at_one_point_says_what_it_would_need(under: str, kind: int) -> None:
-    c = bounded_case(0, kind=kind)
+    model = Exhausts(kind)
+    c = Case(model, *endpoints_of(lambda _: model), case("mlp").batches)
     before = snapshot(c)
     with forced(under), pytest.raises(RuntimeError, match=r"(?is)memory.*\d+(\.\d+)?\s*([KMGT]i?B|bytes)") as caught:
         c.sweep(4, chunk=4)

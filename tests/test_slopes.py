@@ -339,8 +339,9 @@ def test_a_model_that_writes_into_its_input_and_buffers_has_slopes() -> None:
     model = Writes()
     c = Case(model, *endpoints_of(lambda _: model), case("mlp").batches, metrics=())
     for writes in (c, case("writes-into-its-input")):
-        expected = differences(lambda a, w=writes: w.sweep(a, precision="fp64", metrics=()).loss, [0.3])
-        np.testing.assert_allclose(sloped(writes, [0.3]), expected, rtol=1e-6)
+        options = {"precision": "fp64", "state": "per-batch"}
+        expected = differences(lambda a, w=writes: w.sweep(a, **options, metrics=()).loss, [0.3])  # noqa: B023
+        np.testing.assert_allclose(sloped(writes, [0.3], **options), expected, rtol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

@@ -1,6 +1,6 @@
-"""The engine: data in the outer loop, points in the inner one."""
+"""The engine: batches in, per-example values of every point out; captured, planned and run."""
 
-from mli_fast.engine.plan import ENGINES, Plan, forced
-from mli_fast.engine.run import Work, run
+from mli_fast.engine.modes import forced
+from mli_fast.engine.running import Work, evaluate_all
 
-__all__ = ["ENGINES", "Plan", "Work", "forced", "run"]
+__all__ = ["Work", "evaluate_all", "forced"]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mli_fast.blended.memo import tensors_in
+from mli_fast.capture.operators import PLAIN_DATA
+from mli_fast.trees import leaves_of, mapped, tensors_in
 
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
 
@@ -112,3 +113,46 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     if isinstance(inputs, (tuple, list)):
         return logits(model(*inputs)), targets
     return logits(model(inputs)), targets
+
+
+class Unreadable(Exception):
+    """A batch that holds something that nobody can look into."""
+
+
+def kind(batch: Any) -> Any:
+    """What batches have in common that one record serves: structure, geometry, dtypes, and everything but numbers.
+
+    Raises:
+        Unreadable: a leaf is neither a tensor nor plain data.
+    """
+    memory: dict[int, int] = {}
+    parts: list[Any] = []
+
+    def note(leaf: Any) -> str:
+        if isinstance(leaf, Tensor):
+            if type(leaf) not in (Tensor, nn.Parameter, nn.Buffer) or leaf.layout is not torch.strided:
+                raise Unreadable(f"the batch holds a {type(leaf).__name__} of layout {leaf.layout}")
+            first = memory.setdefault(leaf.untyped_storage()._cdata, len(parts))
+            apart = 0 if first == len(parts) else leaf.storage_offset()
+            parts.append((tuple(leaf.shape), leaf.stride(), first, apart, leaf.dtype, leaf.device))
+        elif type(leaf) in PLAIN_DATA:
+            parts.append((type(leaf).__name__, repr(leaf)))
+        else:
+            raise Unreadable(f"the batch holds a {type(leaf).__name__}, which cannot be looked into")
+        return ""
+
+    structure = mapped(note, batch)
+    return _form(structure), tuple(parts)
+
+
+def _form(structure: Any) -> Any:
+    if isinstance(structure, (tuple, list)):
+        return type(structure).__name__, tuple(_form(x) for x in structure)
+    if isinstance(structure, Mapping):
+        return type(structure).__name__, tuple((k, _form(v)) for k, v in structure.items())
+    return type(structure).__name__ if not isinstance(structure, str) else ""
+
+
+def batch_bytes(batch: Any) -> int:
+    """What a batch's tensors take."""
+    return sum(t.numel() * t.element_size() for t in leaves_of(batch) if isinstance(t, Tensor))

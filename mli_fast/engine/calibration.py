@@ -10,17 +10,37 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mli_fast.batch_norm import Moments, Visit, names_of, normalising_by, running_statistics, sees_batches
-from mli_fast.blended.memo import mapped, tensors_in
-from mli_fast.blended.tensors import resolved
 from mli_fast.engine.batches import examples
-from mli_fast.engine.evaluators import Forwards
-from mli_fast.engine.guard import noting, random_state_kept
+from mli_fast.engine.guard import Noise, noting, random_state_kept
 from mli_fast.engine.network import Network
 from mli_fast.engine.points import Points
+from mli_fast.trees import copied, mapped, tensors_in
 
 MERGED_BYTES = 2**30  # the widest input of a batch norm, for batches that go through the network together
 
 Tables = dict[str, Tensor]  # name of a running statistic -> [P, C]
+
+
+class Forwards:
+    """Plain forward passes at single points, for what is seen on the way.
+
+    Args:
+        network: the private copy of the model.
+        points: the values of its parameters.
+    """
+
+    def __init__(self, network: Network, points: Points) -> None:
+        self.network, self.points, self._noise = network, points, Noise()
+
+    def run(self, batch: Any, p: int) -> None:
+        """A pass of `batch`, which is on the device, at point p; each draws the same noise."""
+        self._noise.again()
+        self.network.load(self.points, p)
+        try:
+            self.network.run(copied(batch))
+        finally:
+            self.network.state.restore()
+            self.network.forget()
 
 
 def calibrated(policy: str, network: Network, points: Points, batches: Iterable[Any]) -> Points:
@@ -42,11 +62,6 @@ def calibrated(policy: str, network: Network, points: Points, batches: Iterable[
     every = range(points.count)
     with random_state_kept(), noting("while batch norm was calibrated"):
         tables = rule(Forwards(network, points), kept, every)
-        odd = [p for p in every if any(bool(table[p].isnan().any()) for table in tables.values())]
-        if odd:  # the model's own NaN, or a deferred tensor misread
-            computed = rule(Forwards(network, points, deferred=False), kept, odd[:1])
-            if not any(bool(table[odd[0]].isnan().any()) for table in computed.values()):
-                tables = rule(Forwards(network, points, deferred=False), kept, every)
     return points.with_tables(tables)
 
 
@@ -62,23 +77,22 @@ def recalibrated(forwards: Forwards, batches: list[Any], which: Iterable[int]) -
     """
     points, tables, widest = forwards.points, _interpolated(forwards), _Widest()
     with normalising_by(forwards.network.model, widest.visit):
-        forwards.run(batches[0], 0, forwards.memo())
+        forwards.run(batches[0], 0)
     most = max(1, MERGED_BYTES // max(widest.size // examples(batches[0]), 1))
     merged = batches
     if not sees_batches(forwards.network.model):
         merged = _merged([part for batch in batches for part in _cut(batch, most)], most)
-    memo = forwards.memo() if len(merged) == 1 else None
     for p in which:
         pooled = _Pooled(len(merged))
         with noting(f"while the statistics of point {p} of {points.count} were recalibrated"):
-            _pool(forwards, pooled, merged, p, memo)
+            _pool(forwards, pooled, merged, p)
         for name, (mean, variance) in pooled.known.items():
             for table, values in zip(names_of(name), (mean, variance), strict=True):
                 tables[table][p] = values
     return tables
 
 
-def _pool(forwards: Forwards, pooled: _Pooled, batches: list[Any], p: int, memo: Any) -> None:
+def _pool(forwards: Forwards, pooled: _Pooled, batches: list[Any], p: int) -> None:
     waiting: dict[int, str | None] = dict.fromkeys(range(len(batches)))  # batch -> the batch norm it waits at
     while waiting:
         ready = [b for b, name in waiting.items() if name is None or name in pooled.known]
@@ -87,7 +101,7 @@ def _pool(forwards: Forwards, pooled: _Pooled, batches: list[Any], p: int, memo:
         for b in ready:
             try:
                 with normalising_by(forwards.network.model, pooled.visitor(b)):
-                    forwards.run(batches[b], p, forwards.memo() if memo is None else memo)
+                    forwards.run(batches[b], p)
             except _Waits as wait:
                 waiting[b] = wait.name
             else:
@@ -155,12 +169,11 @@ def recalibrated_ema(forwards: Forwards, batches: list[Any], which: Iterable[int
     """
     points, tables = forwards.points, _interpolated(forwards)
     for count, batch in enumerate(batches, 1):
-        memo = forwards.memo()
         for p in which:
             visit = _moving(tables, p, count)
             where = f"while the statistics of point {p} of {points.count} were moved by calibration batch {count - 1}"
             with noting(where), normalising_by(forwards.network.model, visit):
-                forwards.run(batch, p, memo)
+                forwards.run(batch, p)
     return tables
 
 
@@ -179,7 +192,7 @@ def _moving(tables: Tables, p: int, count: int) -> Visit:
 
 def _tracked(module: _BatchNorm) -> int:
     """How many batches the checkpoint says it has seen."""
-    return 0 if module.num_batches_tracked is None else int(resolved(module.num_batches_tracked))
+    return 0 if module.num_batches_tracked is None else int(module.num_batches_tracked)
 
 
 def _interpolated(forwards: Forwards) -> Tables:

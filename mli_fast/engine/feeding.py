@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mli_fast.blended.memo import mapped, tensors_in
+from mli_fast.trees import mapped, tensors_in
 
 SHARE = 0.25  # of a GPU's free memory that an (X, y) pair may take
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -112,14 +111,6 @@ def noting(where: str) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"mli_fast: {where}")
         raise
-
-
-@contextlib.contextmanager
-def vmap_fallback_unmentioned() -> Iterator[None]:
-    """No warnings about operators that vmap runs one slice at a time: the user has nothing to do about them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        yield
 
 
 def out_of_memory(error: BaseException) -> bool:

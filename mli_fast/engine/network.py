@@ -1,77 +1,203 @@
-"""A private copy of the model that runs with any values for its parameters and buffers."""
+"""A private copy of the model, in whose memory the values of a point are written."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mli_fast.blended.memo import mapped
+from mli_fast.capture import State
+from mli_fast.capture.state import containers
 from mli_fast.checkpoints.matching import model_entries
 from mli_fast.engine.batches import Forward
+from mli_fast.engine.points import Points, Writer
+from mli_fast.trees import mapped
 
 
-class Network(nn.Module):
-    """The caller's architecture in eval mode, called with values from outside.
+class Network:
+    """The caller's architecture in eval mode.
 
-    The copy shares no state with the caller's model, so nothing that a forward pass sets or changes reaches it.
+    The copy shares no state with the caller's model, so nothing that a forward pass sets or changes reaches it. Values
+    are written into the copy's own memory, as `load_state_dict` does: whatever reaches a parameter, by an attribute, a
+    closure or a view, sees them.
 
     Args:
         model: the caller's model.
         forward: (model, batch) -> (outputs, targets).
         dtype: floating inputs and constants are brought to this dtype; None leaves them as they are.
         device: where the work is done.
+
+    Attributes:
+        model: the copy.
+        memory: name -> its parameters and persistent buffers, for writing.
+        twins: name -> the caller's own, for a model that reaches them past the copy.
     """
 
     def __init__(self, model: nn.Module, forward: Forward, dtype: torch.dtype | None, device: torch.device) -> None:
-        super().__init__()
-        self.model = _replica(model).eval()
-        # once, where functional_call would look for ties in every pass
-        self._aliases = {e.name: [f"model.{alias}" for alias in e.aliases] for e in model_entries(self.model)}
-        self._forward = forward
-        self._move_constants(dtype, device)
+        self.device, self._forward = device, forward
+        self.twins = {entry.name: entry.tensor for entry in model_entries(model)}
+        self.model = _replica(model, dtype, device)
+        entries = model_entries(self.model)
+        self._aliases = {e.name: e.aliases for e in entries}
+        self.own = {e.name: e.tensor for e in entries}
+        self.memory = {name: tensor.detach() for name, tensor in self.own.items()}
+        self._given = State(self.model, {id(t) for t in self.own.values()})
+        self._slowly = not _loads_plainly(self.model)
+        self.model.eval()
+        self._writers: dict[tuple[int, tuple[str, ...]], tuple[Points, Writer]] = {}
+        self._holds: Any = None  # the points and the names whose constants are in memory
+        self._borrowed: dict[str, Tensor] | None = None
+        self._checked: Points | None = None
         if dtype is not None:
             self.model.register_forward_pre_hook(lambda _, args, kwargs: _cast((args, kwargs), dtype), with_kwargs=True)
+        self.look_again()
 
-    def forward(self, batch: Any) -> tuple[Any, Any]:
-        """(outputs, targets) of one batch."""
+    def look_again(self) -> None:
+        """The model was changed on purpose: this is what passes start from."""
+        self.state = State(self.model, {id(t) for t in self.own.values()})
+
+    # ---- values
+    def load(self, points: Points, p: int, names: tuple[str, ...] | None = None) -> None:
+        """Write the values of names, or of all, at point p into memory."""
+        chosen = tuple(points.names) if names is None else names
+        key = (id(points), chosen)
+        if key not in self._writers:
+            self._writers[key] = points, Writer(points, self.memory, chosen)
+        writer = self._writers[key][1]
+        if self._holds != key:
+            writer.constants()
+            self._holds = key
+        writer(p)
+        if names is None and self._slowly:
+            self._load_slowly(points, p)
+        if self._borrowed is not None:
+            for name in chosen:
+                self.twins[name].detach().copy_(self.memory[name])
+
+    def forget(self) -> None:
+        """What is in memory may have been changed."""
+        self._holds = None
+
+    def _load_slowly(self, points: Points, p: int) -> None:
+        """By the model's own `load_state_dict` and `eval()`, where hooks or overrides may do more than copy.
+
+        Each point starts from the model as it was given.
+        """
+        values = {alias: v for name, v in points.values(p).items() for alias in self._aliases[name]}
+        self._given.restore()
+        with torch.no_grad():
+            self.model.load_state_dict(values, strict=False)
+        self.model.eval()
+        self.forget()
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """What values are computed in: the dtypes of parameters and persistent buffers, as for `load_state_dict`."""
+        return {name: tensor.dtype for name, tensor in self.own.items()}
+
+    @property
+    def loads_as_written(self) -> bool:
+        """Whether the model holds a point's values as they are written; if not, only plain passes are right."""
+        return not self._slowly
+
+    def check_loading(self, points: Points) -> None:
+        """Find out, at two points, whether the model's own way of loading does more than copy."""
+        if not self._slowly or self._checked is not None:
+            return
+        self._checked = points
+        for p in {0, points.count // 2}:
+            self.load(points, p)
+            values = points.values(p)
+            if any(not _same(self.memory[name], value) for name, value in values.items()):
+                return
+        self._slowly = False
+
+    @contextmanager
+    def borrowing(self) -> Iterator[None]:
+        """Within the block the caller's own parameters may `borrow` the values; then they are put back."""
+        try:
+            yield
+        finally:
+            if self._borrowed is not None:
+                for name, value in self._borrowed.items():
+                    self.twins[name].detach().copy_(value)
+                self._borrowed = None
+
+    def borrow(self) -> None:
+        """The model reaches the caller's own parameters: they get each point's values from now on."""
+        if self._borrowed is None:
+            self._borrowed = {name: t.detach().clone() for name, t in self.twins.items()}
+            self.forget()
+
+    # ---- passes
+    def run(self, batch: Any) -> tuple[Any, Any]:
+        """(outputs, targets) of one batch, which may be written to, with what is in memory."""
         return self._forward(self.model, batch)
 
     def evaluate(self, values: Mapping[str, Tensor], batch: Any) -> tuple[Any, Any]:
-        """(outputs, targets) with `values` for the parameters and buffers of these names."""
-        every = {alias: value for name, value in values.items() for alias in self._aliases[name]}
-        return functional_call(self, every, (batch,), tie_weights=False)
-
-    def _move_constants(self, dtype: torch.dtype | None, device: torch.device) -> None:
-        """Buffers that no state dict holds stay the model's own."""
-        for module in self.model.modules():
-            for name in module._non_persistent_buffers_set:
-                buffer = module._buffers[name]
-                if buffer is not None:
-                    floating = dtype if buffer.is_floating_point() else None
-                    module._buffers[name] = buffer.to(device=device, dtype=floating)
+        """(outputs, targets) with these values for parameters and buffers; they may be differentiated."""
+        every = {f"model.{alias}": value for name, value in values.items() for alias in self._aliases[name]}
+        return functional_call(_Called(self.model, self._forward), every, (batch,), tie_weights=False)
 
 
-def _replica(model: nn.Module) -> nn.Module:
-    """A deep copy of everything but the parameters and persistent buffers, whose values come from outside."""
-    memo: dict[int, Any] = {}
+class _Called(nn.Module):
+    """What `functional_call` calls."""
+
+    def __init__(self, model: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.model, self._forward = model, forward
+
+    def forward(self, batch: Any) -> tuple[Any, Any]:
+        return self._forward(self.model, batch)
+
+
+class Streams:
+    """The states of NumPy's and Python's random streams."""
+
+    def __init__(self) -> None:
+        state: Any = np.random.get_state()  # noqa: NPY002
+        self._states = state[0], state[1].tobytes(), state[2:], random.getstate()
+
+    def unchanged(self) -> bool:
+        """Whether nothing was drawn since."""
+        return Streams()._states == self._states
+
+
+def _loads_plainly(model: nn.Module) -> bool:
+    """Whether `load_state_dict` and `eval()` of every module are PyTorch's own, without hooks."""
     for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None and id(parameter) not in memo:
-                memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                own = name in module._non_persistent_buffers_set
-                memo[id(buffer)] = buffer.detach().clone() if own else buffer.detach()
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and id(value) not in memo:
-                memo[id(value)] = (
-                    value.detach().clone()
-                )  # what a deep copy refuses: results of autograd kept as attributes
+        kind = type(module)
+        own = kind.__module__.startswith("torch.nn.") or (
+            kind._load_from_state_dict is nn.Module._load_from_state_dict
+            and kind.set_extra_state is nn.Module.set_extra_state
+        )
+        plain = kind.load_state_dict is nn.Module.load_state_dict and kind.train is nn.Module.train
+        hooks = module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks
+        if not own or not plain or kind.eval is not nn.Module.eval or hooks:
+            return False
+    return True
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    same = a == b
+    return bool((same | (a.isnan() & b.isnan())).all() if a.is_floating_point() else same.all())
+
+
+def _replica(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
+    """A deep copy with floating tensors in `dtype`; tensors that share memory do so in the copy too."""
+    memo: dict[int, Any] = {}
+    storages: dict[Any, Tensor] = {}
+    for _, container in containers(model):
+        for value in container.values() if isinstance(container, dict) else container:
+            if isinstance(value, Tensor) and id(value) not in memo and _is_plain(value):
+                memo[id(value)] = _tensor_copy(value, storages, device, dtype)
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -81,5 +207,39 @@ def _replica(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided and not tensor.is_quantized
+    )
+
+
+def _tensor_copy(
+    tensor: Tensor, storages: dict[Any, Tensor], device: torch.device, dtype: torch.dtype | None
+) -> Tensor:
+    """A copy in a copy of its storage, of the same geometry; one storage for all tensors of a dtype that lie in it."""
+    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    if tensor.device.type == "meta":
+        new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=wanted, device=device)
+    else:
+        storage = tensor.untyped_storage()
+        own = tensor.dtype if wanted != tensor.dtype else None  # unchanged, tensors of different dtypes may share bytes
+        key = storage._cdata, own
+        if key not in storages:
+            whole = torch.empty(0, dtype=own or torch.uint8, device=tensor.device)
+            size = storage.nbytes() // whole.element_size()
+            whole.set_(storage, 0, (size,), (1,))
+            storages[key] = whole.to(device, wanted if own else None, copy=True)
+        new = torch.empty(0, dtype=wanted, device=device)
+        new.set_(storages[key].untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(new, requires_grad=tensor.requires_grad)
+    if isinstance(tensor, nn.Buffer):
+        return nn.Buffer(new, persistent=tensor.persistent)
+    return new
+
+
 def _cast(x: Any, dtype: torch.dtype) -> Any:
     return mapped(lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, x)
+
+
+Run = Callable[[Any], tuple[Any, Any]]

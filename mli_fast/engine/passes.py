@@ -1,109 +1,121 @@
-"""A batch at all points, pass by pass; passes are recorded where that was measured to pay."""
+"""Plain passes: the model itself on a copy of a batch, with one point's values in its memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from mli_fast.blended import Memo
-from mli_fast.engine.evaluators import LoopEngine, Outputs, VmapEngine
-from mli_fast.engine.graphs import Recorder, Recording, Score, kind
-from mli_fast.engine.guard import Noise, first_line
-from mli_fast.engine.points import Points
-from mli_fast.reducers import Values
+import torch
 
-WARM = 2  # passes until compilers, workspaces and caches have settled
-LAUNCHING = 0.8  # the share of a pass's time that goes into launching it from which on recording pays
-WORTH = 4  # passes that have to be left: recording takes about two
+from mli_fast.capture.passes import Captured, captured
+from mli_fast.engine.guard import Noise
+from mli_fast.engine.network import Network, Streams
+from mli_fast.engine.points import Points
+from mli_fast.trees import copied, leaves_of
+
+PER_BATCH = "per-batch"
+STATES = (None, PER_BATCH)
 
 
 class Passes:
-    """Evaluates batches.
+    """Runs the model, and puts back what a pass leaves behind.
 
     Args:
-        engine: what evaluates points.
-        points: the points.
-        score: what is kept of a pass.
-        recorder: None where passes are never recorded.
+        network: the private copy of the model.
+        state: None, or "per-batch" where each batch may start from the model as it was given.
+
+    Attributes:
+        noise: the random state that every pass over the batch at hand starts from.
     """
 
-    def __init__(
-        self, engine: LoopEngine | VmapEngine, points: Points, score: Score, recorder: Recorder | None = None
-    ) -> None:
-        self.batches_left = 0  # after the one at hand, as far as anybody knows
-        self.recording = "off" if recorder is None else "not tried: too few passes"
-        self._engine, self._points, self._score, self._recorder = engine, points, score, recorder
-        self._recordings: dict[Any, Recording] = {}
-        self._seen: set[Any] = set()
-        self._warm = 0
-        self._noise = Noise()
+    def __init__(self, network: Network, state: str | None) -> None:
+        self.network, self._state, self.noise = network, state, Noise()
+        self._looked_at = False
 
-    def over(self, batch: Any, start: int, stop: int, memo: Memo | None = None) -> Iterator[tuple[int, Values]]:
-        """(first point, what is kept) of points start..stop-1, a pass at a time.
+    def plain(self, points: Points, batch: Any, p: int) -> Any:
+        """(outputs, targets) at point p."""
+        self.network.load(points, p)
+        self.noise.again()
+        return self._run(batch)
 
-        Args:
-            batch: on the device.
-            start: the first point; 0 begins a batch.
-            stop: the point after the last; for the vmap engine it is one pass.
-            memo: of this batch, where other points than these share what it holds.
-        """
-        size = 1 if isinstance(self._engine, LoopEngine) else stop - start
-        key = None if self._recorder is None else kind(batch, size)
-        if key is not None and self.recording == "yes" and key in self._seen - self._recordings.keys():
-            self._record(key, batch, size)
-        if key in self._recordings:
-            yield from self._replayed(self._recordings[key], batch, start, stop, size)
-            return
-        self._seen.add(key)
-        if start == 0:
-            self._noise = Noise()
-        eager = self._engine.evaluate(batch, start, stop, memo)
-        for at in range(start, stop, size):
-            trial = key is not None and self._warm == WARM
-            yield self._timed(eager, size) if trial else self._next(eager)
-            self._warm += 1
-            if trial and self.recording == "worth it" and self._record(key, batch, size):
-                yield from self._replayed(self._recordings[key], batch, at + size, stop, size)
-                return
-
-    def _next(self, eager: Iterator[Outputs]) -> tuple[int, Values]:
-        self.noise_again()
-        first, outputs, targets = next(eager)
-        return first, self._score(outputs, targets, first == 0)
-
-    def noise_again(self) -> None:
-        """Every pass over a batch draws the same noise, whichever others were asked for."""
-        self._noise.again()
-
-    def _timed(self, eager: Iterator[Outputs], size: int) -> tuple[int, Values]:
-        """The next pass, after which it is known whether launching is what takes the time."""
-        assert self._recorder is not None
-        count = self._points.count
-        (first, values), launched, done = self._recorder.timed(lambda: self._next(eager))
-        left = (count - first) // size - 1 + self.batches_left * (count // size)
-        if not self._noise.unchanged():
-            self.recording = "no: the model draws random numbers"
-        elif launched < LAUNCHING * done:
-            self.recording = f"no: launching a pass took {launched:.1e} s of its {done:.1e} s"
-        elif left < WORTH:
-            self.recording = "no: too few passes"
-        else:
-            self.recording = "worth it"
-        return first, values
-
-    def _record(self, key: Any, batch: Any, size: int) -> bool:
-        assert self._recorder is not None
+    def _run(self, batch: Any) -> Any:
+        versions = self._versions()
         try:
-            self._recordings[key] = Recording(batch, self._points, size, self._engine, self._score, self._recorder)
-        except Exception as error:  # noqa: BLE001 - a model that cannot be recorded runs as it is
-            self.recording = f"no: {first_line(error)}"
-            return False
-        self.recording = "yes"
-        return True
+            return self.network.run(copied(batch))
+        finally:
+            self._put_back(versions)
 
-    def _replayed(
-        self, recording: Recording, batch: Any, start: int, stop: int, size: int
-    ) -> Iterator[tuple[int, Values]]:
-        recording.load(batch)
-        for at in range(start, stop, size):
-            yield at, recording.values(at, at + size, again=at > start)
+    def record(self, points: Points, batch: Any, p: int) -> Captured:
+        """The same, recorded. The first time, it is seen whether the model carries state from one batch to the next.
+
+        Raises:
+            ValueError: it does.
+        """
+        network, own = self.network, copied(batch)
+        network.load(points, p)
+        self.noise.again()
+        versions, streams = self._versions(), Streams()
+        try:
+            found = captured(network.run, own, network.own, network.twins)
+            if found.twins_seen:
+                network.borrow()
+                network.state.restore()
+                network.load(points, p)
+                self.noise.again()
+                found = Captured(network.run(copied(batch)), None, found.reason, True)
+            if not self._looked_at and self._state != PER_BATCH:
+                self._look_at_state(batch, found.result, versions, streams)
+            self._looked_at = True
+            return found
+        finally:
+            self._put_back(versions)
+
+    def _versions(self) -> list[int]:
+        return [t._version for t in self.network.own.values()]
+
+    def _put_back(self, versions: list[int]) -> None:
+        network = self.network
+        if not network.state.unchanged():
+            network.state.restore()
+        if versions != self._versions():
+            network.forget()
+
+    def _look_at_state(self, batch: Any, result: Any, versions: list[int], streams: Streams) -> None:
+        """Where a pass changed something, another one has to give the same all the same.
+
+        Raises:
+            ValueError: it does not: what is carried on depends on the order of batches and points.
+        """
+        network = self.network
+        names = list(network.own)
+        suspects = network.state.replaced()
+        suspects += [names[i] for i, (a, b) in enumerate(zip(versions, self._versions(), strict=True)) if a != b]
+        suspects += [] if streams.unchanged() else ["NumPy's or Python's random stream"]
+        if network.state.unchanged() and not suspects:
+            return
+        before = network.state.numbers()
+        self.noise.again()
+        again = network.run(copied(batch))
+        now = network.state.numbers()
+        counted = [n for n, v in now.items() if n in before and (v != before[n]) and n in suspects]
+        if counted or not _equal(result, again):
+            names = counted or suspects or ["what the model keeps"]
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise ValueError(
+                f"the model carries state from one pass to the next ({shown}), so that a value would depend on the "
+                "order of batches and points; reset it in forward, or pass state='per-batch' if each batch may start "
+                "from the model as it is given"
+            )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    ours, theirs = leaves_of(a), leaves_of(b)
+    if len(ours) != len(theirs):
+        return False
+    for x, y in zip(ours, theirs, strict=True):
+        if isinstance(x, torch.Tensor) and (
+            not isinstance(y, torch.Tensor)
+            or x.shape != y.shape
+            or not torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
+        ):
+            return False
+    return True

@@ -1,167 +1,246 @@
-"""The plan of a sweep: which engine, how many points and rows at a time."""
+"""A plan: a program for given points; what a batch shares is computed once, the rest by one function per pass."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mli_fast.blended import CannotDefer
-from mli_fast.engine.batches import shapes
-from mli_fast.engine.guard import first_line, out_of_memory
-
-ENGINES = ("loop", "vmap")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What suits a kind of device."""
-
-    # Below this many multiply-adds of one point and one batch, what surrounds them costs more than they do, and many
-    # points in one call pay; above, one point at a time keeps its activations in cache, or fills the GPU.
-    small_work: int
-    # The widest activation of one pass
-    activation_bytes: int
-    most_rows: int
-
-
-LIMITS = {
-    # a part of the last-level cache, yet enough rows that Python between kernels does not show: measured
-    "cpu": Limits(2**22, 2**24, 4096),
-    # estimated, no GPU has been asked: some multiples of what fills 132 multiprocessors, and of the L2 cache
-    "cuda": Limits(2**32, 2**29, 8192),
-}
-
-# From this many points per pass on, a chain of layers is worth a pass of its own for its shared products
-TOGETHER = 8
-
-
-def limits(device: torch.device) -> Limits:
-    """Those of the device; one that is neither a CPU nor a GPU of NVIDIA's is treated as a CPU."""
-    return LIMITS.get(device.type, LIMITS["cpu"])
-
-
-def fits_a_pass(size: int, device: torch.device) -> bool:
-    """Whether `TOGETHER` results of `size` bytes are no more than a pass holds."""
-    return size * TOGETHER <= limits(device).activation_bytes
-
-
-_forced: ContextVar[str | None] = ContextVar("mli_fast_engine", default=None)
-
-
-@contextlib.contextmanager
-def forced(engine: str) -> Iterator[None]:
-    """Run every sweep in the block with this engine, "loop" or "vmap".
-
-    Raises:
-        ValueError: no such engine.
-    """
-    if engine not in ENGINES:
-        raise ValueError(f"engine={engine!r} is not one of {', '.join(map(repr, ENGINES))}")
-    token = _forced.set(engine)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
+from mli_fast.capture.record import Ref
+from mli_fast.engine.calls import TORCH
+from mli_fast.engine.network import Network
+from mli_fast.engine.points import Points
+from mli_fast.engine.products import Products, scaled
+from mli_fast.engine.shared import Held, Shared, SharedPart
+from mli_fast.engine.together import folds
+from mli_fast.program import IN_PLACE, VIEWS, Node, Program, dependent
+from mli_fast.rewrites.products import Product
+from mli_fast.trees import filled, leaves_of, same_geometry, tensors_in
 
 
 @dataclass
+class Pass:
+    """What a pass over points start..start+count-1 is given besides the batch."""
+
+    start: int
+    count: int
+    coefficients: list[Tensor]  # [count, R] each
+    rows: list[Tensor]  # [count, N] each
+    weights: list[Tensor]  # with a batch norm folded in
+
+
 class Plan:
-    """What was chosen, and why; the engine may change it when the model turns out to need something else."""
-
-    engine: str
-    reason: str
-    chunk: int  # points per pass of the vmap engine
-    is_forced: bool = False
-    compiled: bool = False
-    deferred: bool = True  # loop engine: parameters are blended where they are used
-    yields: bool = False  # loop engine: gives way to vmap where that can take all points in one call
-    chunk_asked_for: bool = False
-
-
-def choose(
-    work: int, activation_bytes: int, points: int, chunk: int | str, compile_: bool, device: torch.device
-) -> Plan:
-    """The plan for batches of this size.
-
-    Nothing here may depend on which points are asked for: a point's value must not.
+    """A program, and where its parameters' values come from.
 
     Args:
-        work: multiply-adds of one point on one batch.
-        activation_bytes: the widest activation of one point on one batch.
-        points: P, an upper bound of the chunk alone.
-        chunk: the caller's.
-        compile_: whether the caller asks for torch.compile, which works on the vmapped function.
-        device: where it runs.
+        program: rewritten or not.
+        points: the points.
+        network: whose memory holds the parameters that are read as they are.
+
+    Attributes:
+        most: the most points that a pass takes; 1 unless points may be taken together.
+        source: the function's Python source.
     """
-    asked, limit = chunk != "auto", limits(device)
-    size = int(chunk) if asked else evenly(points, limit.activation_bytes // max(activation_bytes, 1))
-    size = min(size, points)
-    engine = _forced.get()
-    if engine is not None:
-        return Plan(engine, "asked for", size, is_forced=True, compiled=compile_ and engine == "vmap")
-    if compile_:
-        return Plan("vmap", "compile=True compiles the vmapped function", size, compiled=True)
-    if work <= limit.small_work:
-        return Plan(
-            "vmap", f"one point is little work for a batch ({work:,} multiply-adds): many points in a call", size
+
+    def __init__(self, program: Program, points: Points, network: Network) -> None:
+        self.program, self.points, self.network = program, points, network
+        ops = dependent(program.record, points.moving)
+        self.per_point = {id(node) for node in program.nodes if not ops.isdisjoint(node.ops)}
+        self.rewritten = program.rewritten
+        self._targets_from = len(leaves_of(program.record.tree[0]))
+        self.together, self.most = folds(program, self._is_per_point, network.device)
+        made = {n for node in program.nodes if self._is_per_point(node) for n in node.outs}
+        if any(n in made for n in program.outputs[self._targets_from :]):  # targets have no points in front
+            self.together, self.most = False, 1
+        self._scope: dict[str, Any] = {"torch": torch, "same_geometry": same_geometry}
+        self._coefficients: list[Tensor] = []
+        self._weights: list[tuple[str, int]] = []  # (name, table of its scale)
+        self._products = Products(program, points, network)
+        self._shared_inputs: dict[str, Node] = {}  # what the source calls the products -> the node
+        names: list[str] = []
+        self._point: Callable[..., list[Tensor]]
+        self._write(names)
+        self._names = tuple(dict.fromkeys(names))
+
+    def _is_per_point(self, node: Node) -> bool:
+        return id(node) in self.per_point
+
+    # ---- running
+    def shared(self, batch: Sequence[Tensor], held: Held | None = None) -> Shared:
+        """What all points of a batch share; see `SharedPart`."""
+        return self._shared(batch, held)
+
+    def prepare(self, start: int, stop: int) -> Pass:
+        """What a pass over points start..stop-1 needs whatever the batch; overwritten by the next call."""
+        if self._names:
+            self.network.load(self.points, start, self._names)
+        rows = self._products.tables.rows(start, stop)
+        weights = [scaled(self.network.memory[name], rows[at]) for name, at in self._weights]
+        return Pass(start, stop - start, [c[start:stop] for c in self._coefficients], rows, weights)
+
+    def result(self, given: Pass, shared: Shared) -> tuple[Any, Any]:
+        """(outputs, targets) at the points of a pass; every tensor of the outputs has them in dimension 0.
+
+        Raises:
+            OtherAnswer: a number that leaves PyTorch is not what it was in the record.
+        """
+        outputs, targets = self.program.record.tree
+        literals = [*leaves_of(outputs), *leaves_of(targets)]
+        made = iter(self._point(given.count, given.coefficients, given.rows, given.weights, *shared.values))
+        leaves: list[Any] = []
+        for i, (n, literal) in enumerate(zip(self.program.outputs, literals, strict=True)):
+            if n is None:
+                leaves.append(literal)
+            elif i >= self._targets_from:
+                leaves.append(shared.outputs[n] if n in shared.outputs else next(made))
+            elif n in shared.outputs:
+                leaves.append(shared.outputs[n].expand(given.count, *shared.outputs[n].shape))
+            else:
+                out = next(made)
+                leaves.append(out.reshape(given.count, *self.program.shape[n]) if self.together else out[None])
+        return filled(outputs, leaves[: self._targets_from]), filled(targets, leaves[self._targets_from :])
+
+    def tensors(self, given: Pass, shared: Shared) -> list[Tensor]:
+        """The tensors of the result of a pass over one point, as the model gives them."""
+        outputs, targets = self.result(given, shared)
+        return [*(t[0] for t in tensors_in(outputs)), *tensors_in(targets)]
+
+    def compile(self) -> None:
+        """Run the function through torch.compile."""
+        self._point = torch.compile(self._point, dynamic=False)
+
+    # ---- writing the function
+    def _write(self, names: list[str]) -> None:
+        program = self.program
+        nodes = [n for n in program.nodes if self._is_per_point(n)]
+        made = {n for node in nodes for n in node.outs if n is not None}
+        copied_for_all, copied = self._written(nodes)
+        lines = [f"{_listed(numbers)} = same_geometry([{_listed(numbers)}])" for numbers in copied]
+        last = {n: i for i, node in enumerate(nodes) for n in (*node.inputs, *(o for o in node.outs if o is not None))}
+        wanted = {n for numbers in copied for n in numbers}
+        for i, node in enumerate(nodes):
+            lines.append(self._line(node, names))
+            read = self._read(node)
+            wanted |= {n for n in read if n not in made and n not in program.name_of}
+            dead = {n for n in (*node.inputs, *node.outs) if n in made and last[n] == i and n not in program.outputs}
+            if dead:
+                lines.append("del " + _listed(sorted(dead)).rstrip(","))
+        across = sorted(wanted)
+        outs = [n for n in program.outputs if n in made]
+        head = ", ".join(["P", "c", "t", "w", *(f"v{n}" for n in across), *self._shared_inputs])
+        body = "".join(f"    {line}\n" for line in (*lines, f"return [{_listed(outs)}]"))  # type: ignore[arg-type]
+        self.source = f"def point({head}):\n{body}"
+        exec(compile(self.source, "<mli_fast plan>", "exec"), self._scope)
+        self._point = self._scope["point"]
+        self._shared = SharedPart(
+            program,
+            [n for n in program.nodes if not self._is_per_point(n)],
+            self._shared_inputs,
+            across,
+            {n for n in program.outputs if n is not None and n not in made},
+            self._products,
+            self.network,
+            self.points,
+            copied_for_all,
         )
-    filled = "the GPU" if device.type == "cuda" else "the cores"
-    reason = f"one point fills {filled} ({work:,} multiply-adds a batch): its activations stay in cache"
-    return Plan("loop", reason, size, yields=True, chunk_asked_for=asked)
+
+    def _read(self, node: Node) -> list[int]:
+        """The values that a node's line reads: not the input whose products are made beforehand."""
+        if f"p{node.out if node.outs and node.outs[0] is not None else ''}" in self._shared_inputs:
+            residual = node.product.residual
+            return [] if residual is None else [residual.number]
+        return node.inputs
+
+    def _written(self, nodes: list[Node]) -> tuple[list[list[int]], list[list[int]]]:
+        """Given tensors whose memory the program writes to, by storage: those copied for each batch, for each pass."""
+        record = self.program.record
+        written = record.written()
+        per_point = {s for node in nodes for i in node.ops for s in record.ops[i].writes}
+        groups: dict[int, list[int]] = {}
+        for n in (*record.batch, *record.constants):
+            if record.storage[n] in written or (self.program.layout_seen and n in record.batch):
+                groups.setdefault(record.storage[n], []).append(n)
+        return list(groups.values()), [numbers for s, numbers in groups.items() if s in per_point]
+
+    def _constant(self, value: Any) -> str:
+        name = f"k{len(self._scope)}"
+        self._scope[name] = value
+        return name
+
+    def _text(self, a: Any, names: list[str]) -> str:
+        if type(a) is Ref:
+            if a.number not in self.program.name_of:
+                return f"v{a.number}"
+            name = self.program.name_of[a.number]
+            names.append(name)
+            return self._constant(self.network.memory[name])
+        if isinstance(a, (list, tuple)):
+            inner = "".join(self._text(x, names) + ", " for x in a)
+            return f"[{inner}]" if isinstance(a, list) else f"({inner})"
+        if isinstance(a, (int, bool, str, type(None))) or (isinstance(a, float) and math.isfinite(a)):
+            return repr(a)
+        return self._constant(a)
+
+    def _line(self, node: Node, names: list[str]) -> str:
+        if node.product is not None:
+            return f"v{node.out} = {self._product(node, names)}"
+        func = node.func
+        if node.over is not None and self._is_per_point(node.over):
+            func = IN_PLACE[func]
+        called = self._constant(func)
+        args = [self._text(a, names) for a in node.args]
+        if node.stable and func in VIEWS:
+            called = "torch.reshape"
+            if self.together:
+                first, *rest = self.program.shape[node.out]
+                args[1] = f"(P * {first}, {''.join(f'{d}, ' for d in rest)})"
+        call = f"{called}({', '.join([*args, *(f'{k}={self._text(v, names)}' for k, v in node.kwargs.items())])})"
+        if all(n is None for n in node.outs):
+            return call
+        if node.single:
+            return f"v{node.out} = {call}"
+        return "".join("_, " if n is None else f"v{n}, " for n in node.outs) + f"= {call}"
+
+    def _product(self, node: Node, names: list[str]) -> str:
+        product: Product = node.product
+        number = product.first.x.number
+        maker = self.program.maker.get(number)
+        is_shared = number not in self.program.name_of and (maker is None or not self._is_per_point(maker))
+        residual = "None" if product.residual is None else self._text(product.residual, names)
+        is_shared = is_shared and product.kernel != TORCH
+        call = self._constant(self._products.call(product, is_shared))
+        if is_shared:
+            source = f"p{node.out}"
+            self._shared_inputs[source] = node
+        else:
+            source = self._text(product.first.x, names)
+        parts = [self._part(p, names) for p in (*product.before, product)]
+        if product.before:
+            parts = [tuple(f"({''.join(x + ', ' for x in column)})" for column in zip(*parts, strict=True))]  # type: ignore[list-item]
+        return f"{call}({source}, {residual}, P, {', '.join(parts[0])})"
+
+    def _part(self, product: Product, names: list[str]) -> tuple[str, str, str]:
+        """What a product's call takes as coefficients (or weight), scale and shift."""
+        scale, shift = ("None" if at is None else f"t[{at}]" for at in self._products.tables.tails(product))
+        if product.kernel != TORCH:
+            return f"c[{self._index(self.points.coefficients(product.weight))}]", scale, shift
+        names.append(product.weight)
+        if scale == "None":
+            return self._constant(self.network.memory[product.weight]), "None", shift
+        self._weights.append((product.weight, int(scale[2:-1])))
+        return f"w[{len(self._weights) - 1}]", "None", shift
+
+    def _index(self, coefficients: Tensor) -> int:
+        for i, known in enumerate(self._coefficients):
+            if known is coefficients:
+                return i
+        self._coefficients.append(coefficients)
+        return len(self._coefficients) - 1
 
 
-def evenly(points: int, most: int) -> int:
-    """The size of the fewest chunks of at most `most` points that are as equal as can be."""
-    chunks = -(-points // max(most, 1))
-    return max(1, -(-points // max(chunks, 1)))
-
-
-class OneChain(Exception):
-    """What the loop engine found at the first point: the network is one chain of linear layers.
-
-    Args:
-        points: how many are to be evaluated.
-        output_bytes: of one point on one batch.
-    """
-
-    def __init__(self, points: int, output_bytes: int) -> None:
-        super().__init__()
-        # on the CPU one call does it all, and its result is all that is stored
-        self.chunk = min(points, max(1, LIMITS["cpu"].activation_bytes // max(output_bytes, 1)))
-
-
-_BEYOND_VMAP = ("vmap", "atching rule", "functorch", "Batched", "have storage", "data pointer")
-_BEYOND_DEFERRAL = ("__torch_function__", "BlendedTensor", "Pending", "have storage", "data pointer")
-
-
-def another_plan(plan: Plan, error: Exception, batch: Any, index: int, device: torch.device) -> Plan | None:
-    """What to try after `error`; None where the error is the model's, the data's or a metric's own.
-
-    Raises:
-        RuntimeError: memory ran out at a single point.
-    """
-    if isinstance(error, OneChain):
-        chunk = plan.chunk if plan.chunk_asked_for or device.type == "cuda" else error.chunk
-        return Plan("vmap", "linear layers alone: one call takes all points", chunk)
-    if out_of_memory(error):
-        if plan.engine == "vmap" and plan.chunk > 1:
-            return replace(plan, chunk=plan.chunk // 2)
-        raise RuntimeError(
-            f"batch {index}: memory ran out with a single point at a time; a batch of shapes {shapes(batch)} needs all "
-            f"anchors, one blended layer and one point's activations at once. Use smaller batches. ({error})"
-        ) from error
-    if plan.engine == "vmap" and not plan.is_forced and (isinstance(error, CannotDefer) or _says(error, _BEYOND_VMAP)):
-        return Plan("loop", f"vmap cannot run this model: {first_line(error)}", plan.chunk)
-    if plan.engine == "loop" and plan.deferred and (isinstance(error, CannotDefer) or _says(error, _BEYOND_DEFERRAL)):
-        reason = f"{plan.reason}; values blended before each forward pass: {first_line(error)}"
-        return replace(plan, deferred=False, yields=False, reason=reason)
-    return None
-
-
-def _says(error: Exception, words: tuple[str, ...]) -> bool:
-    return isinstance(error, (RuntimeError, TypeError, NotImplementedError)) and any(w in str(error) for w in words)
+def _listed(numbers: Sequence[int]) -> str:
+    return "".join(f"v{n}, " for n in numbers).removesuffix(", ") if len(numbers) != 1 else f"v{numbers[0]},"

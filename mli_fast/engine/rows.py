@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mli_fast.engine.evaluators import LoopEngine
+from mli_fast.engine.limits import limits
 from mli_fast.engine.network import Network
-from mli_fast.engine.plan import limits
 from mli_fast.engine.points import Points
+from mli_fast.trees import copied
 
 PROBED = 4  # examples that are run to see how wide the activations get
 LEAST = 32
@@ -34,13 +34,15 @@ def bytes_per_example(
     hooks = [m.register_forward_hook(seen) for m in network.model.modules()]
     try:
         batch = tuple(t[:probed].to(device) for t in pair)
-        for _ in LoopEngine(network, points).evaluate(batch, 0, 1):
-            pass
+        network.load(points, 0)
+        network.run(copied(batch))
     except Exception:  # noqa: BLE001 - what is wrong is reported when the first batch is run
         return None
     finally:
         for hook in hooks:
             hook.remove()
+        network.state.restore()
+        network.forget()
     return widest
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from mli_fast.blended.memo import copied
 from mli_fast.criteria import Criterion
 from mli_fast.engine.guard import first_line
 from mli_fast.engine.network import Network
 from mli_fast.engine.points import Points
 from mli_fast.ops.norm import fold_batch_norm
+from mli_fast.trees import copied
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _TO_NUMBERS = (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.numpy, Tensor.__array__)
@@ -103,7 +103,7 @@ class Slopes:
         Raises:
             ValueError: the model or the criterion does something that PyTorch has no forward-mode derivative for.
         """
-        values, directions = self._points.computed(p), self._directions.computed(p)
+        values, directions = self._points.values(p), self._directions.values(p)
         moving = {name: values[name] for name in self._points.moving}
 
         def losses_and_outputs(moving: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

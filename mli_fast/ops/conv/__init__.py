@@ -143,11 +143,11 @@ def _native(
         shift=packed(epilogue.shift),
         residual=None if epilogue.residual is None else channels_last(epilogue.residual),
         activation=epilogue.activation,
-        algorithm="winograd" if _winograd(x.shape, weights[0].shape, geometry) else "direct",
+        algorithm="winograd" if by_winograd(x.shape, weights[0].shape, geometry) else "direct",
     )
 
 
-def _winograd(x: torch.Size, weight: torch.Size, geometry: Geometry) -> bool:
+def by_winograd(x: torch.Size, weight: torch.Size, geometry: Geometry) -> bool:
     """Whether tiles of 2 x 2 outputs win: what the call saves has to pay for the transforms, of the weights above all.
 
     It depends on one point's batch, never on the points.

@@ -1,0 +1,7 @@
+"""Capture: one forward pass as a record of everything that PyTorch computed in it, or the reason why there is none."""
+
+from mli_fast.capture.passes import captured
+from mli_fast.capture.record import Exit, Op, Record, Ref
+from mli_fast.capture.state import State
+
+__all__ = ["Exit", "Op", "Record", "Ref", "State", "captured"]

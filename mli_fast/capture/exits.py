@@ -1,0 +1,114 @@
+"""Ways out of PyTorch that pass the dispatcher by: noted while a pass is recorded.
+
+Methods are patched, since a function mode would turn PyTorch's fast paths off.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils._python_dispatch as dispatch
+from torch import Tensor
+
+Note = Callable[[Tensor, str], None]  # an exit of that kind
+Refuse = Callable[[str], None]
+
+_MEMORY = ("numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage", "storage", "_typed_storage")
+_NUMBERS = frozenset({int, float, bool, complex})
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # with packed sequences they read the batch sizes themselves
+
+
+@contextlib.contextmanager
+def noted(note: Note, refuse: Refuse) -> Iterator[None]:
+    """Within the block every exit that the dispatcher does not see is reported.
+
+    Args:
+        note: gets the tensor whose numbers leave as Python data, before they do.
+        refuse: gets the reason why nothing is known of what comes back.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def patch(holder: Any, name: str, make: Callable[[Any], Any]) -> None:
+            original, own = getattr(holder, name), name in vars(holder)
+            before = vars(holder).get(name)
+            setattr(holder, name, make(original))
+            stack.callback(setattr, holder, name, before) if own else stack.callback(delattr, holder, name)
+
+        def hands_out_memory(name: str) -> Callable[[Any], Any]:
+            def make(original: Any) -> Any:
+                def method(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+                    refuse(f"memory of a tensor leaves PyTorch (Tensor.{name})")
+                    return original(tensor, *args, **kwargs)
+
+                return method
+
+            return make
+
+        for name in _MEMORY:
+            patch(Tensor, name, hands_out_memory(name))
+        patch(Tensor, "tolist", lambda original: _noting(original, note, "tolist", 0))
+        for holder in (torch, Tensor):
+            patch(holder, "tensor_split", lambda original: _noting(original, note, "tolist", 1))
+        for name in _RECURRENT:
+            patch(torch._VF, name, lambda original: _noting(original, note, "tolist", 1))
+        for name in ("tensor", "as_tensor", "asarray", "scalar_tensor"):
+            patch(torch, name, lambda original: _of_python_data(original, refuse))
+        patch(
+            dispatch,
+            "_disable_current_modes",
+            lambda original: _refusing(original, refuse, "dispatch modes are switched off (a tensor is printed?)"),
+        )
+        patch(threading.Thread, "start", lambda original: _refusing(original, refuse, "a thread is started"))
+        patch(
+            concurrent.futures.ThreadPoolExecutor,
+            "submit",
+            lambda original: _refusing(original, refuse, "a thread pool is used"),
+        )
+        yield
+
+
+def _noting(original: Any, note: Note, kind: str, at: int) -> Any:
+    """Notes the argument at a position where that is a tensor."""
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        value = (
+            args[at]
+            if len(args) > at
+            else next((kwargs[k] for k in ("tensor_indices_or_sections", "batch_sizes") if k in kwargs), None)
+        )
+        if isinstance(value, Tensor):
+            note(value, kind)
+        return original(*args, **kwargs)
+
+    return method
+
+
+def _refusing(original: Any, refuse: Refuse, why: str) -> Any:
+    def method(*args: Any, **kwargs: Any) -> Any:
+        refuse(why)
+        return original(*args, **kwargs)
+
+    return method
+
+
+def _of_python_data(original: Any, refuse: Refuse) -> Any:
+    """Numbers of tensors in lists would leave unseen; everything else is Python data, whatever it came from."""
+
+    def function(data: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(data, Tensor) and not _plain(data):
+            refuse(f"a tensor is made from {type(data).__name__}s that hold more than numbers")
+        return original(data, *args, **kwargs)
+
+    return function
+
+
+def _plain(data: Any) -> bool:
+    if isinstance(data, (tuple, list)):
+        return all(type(item) in _NUMBERS or _plain(item) for item in data)
+    return type(data) in _NUMBERS or isinstance(data, (np.ndarray, np.generic))

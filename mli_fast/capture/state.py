@@ -1,0 +1,124 @@
+"""What a model keeps besides its parameters: containers, numbers and tensors on its modules, seen and put back."""
+
+from __future__ import annotations
+
+import types
+from collections import deque
+from collections.abc import Iterator
+from operator import is_
+from typing import Any
+
+from torch import Tensor, nn
+
+MOST = 50_000  # containers that are looked into
+_NUMBERS = (int, float, bool, complex, str)
+_OPAQUE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, nn.Module, Tensor)
+
+
+def containers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name, container) of every dict, list, set and deque that hangs on a module, attribute dicts first."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [(name, vars(module)) for name, module in model.named_modules()]
+    for name, container in waiting:  # grows while it is read
+        if id(container) in seen or len(seen) > MOST:
+            continue
+        seen.add(id(container))
+        yield name, container
+        items = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, value in items:
+            inner = _inside(value)
+            if inner is not None and "_hooks" not in str(key):  # hooks are put there on purpose
+                waiting.append((f"{name}.{key}" if name else str(key), inner))
+
+
+def _inside(value: Any) -> Any:
+    """The container that a value is or has; None for what has none."""
+    if isinstance(value, (dict, list, tuple, set, deque)):
+        return value
+    if isinstance(value, _OPAQUE) or type(value).__module__.split(".")[0] in ("torch", "builtins"):
+        return None
+    return getattr(value, "__dict__", None)
+
+
+class State:
+    """A model's containers as they are now, and the tensors in them that are no parameters or persistent buffers.
+
+    Args:
+        model: the model.
+        own: its parameters and persistent buffers, whose values come from elsewhere.
+    """
+
+    def __init__(self, model: nn.Module, own: set[int]) -> None:
+        self._entries: list[tuple[str, Any, list[Any], list[Any]]] = []  # name, container, keys, values
+        self._tensors: list[tuple[str, Tensor, int, Tensor]] = []  # name, tensor, version, copy
+        for name, container in containers(model):
+            keys = list(container) if isinstance(container, dict) else []
+            values = _values(container)
+            self._entries.append((name, container, keys, values))
+            for at, value in enumerate(values):
+                if isinstance(value, Tensor) and id(value) not in own:
+                    label = _joined(name, keys[at] if keys else at)
+                    self._tensors.append((label, value, _version(value), value.detach().clone()))
+
+    def unchanged(self) -> bool:
+        """Whether everything is as it was."""
+        for _, container, _, values in self._entries:
+            if len(container) != len(values) or not all(map(is_, _values(container), values)):
+                return False
+        return all(_version(tensor) == version for _, tensor, version, _ in self._tensors)
+
+    def replaced(self) -> list[str]:
+        """What held something else before, by name; not what is new."""
+        found = []
+        for name, container, keys, values in self._entries:
+            if isinstance(container, dict):
+                pairs = [(k, container[k], v) for k, v in zip(keys, values, strict=True) if k in container]
+            elif isinstance(container, set):
+                pairs = []
+            else:
+                pairs = [(i, now, was) for i, (now, was) in enumerate(zip(container, values, strict=False))]
+            found += [_joined(name, key) for key, now, was in pairs if now is not was and not _same_number(now, was)]
+        return found + [name for name, tensor, version, _ in self._tensors if _version(tensor) != version]
+
+    def numbers(self) -> dict[str, Any]:
+        """The numbers and words on the modules, by name."""
+        found = {}
+        for name, container, _, _ in self._entries:
+            if isinstance(container, dict):
+                found.update({_joined(name, k): v for k, v in container.items() if type(v) in _NUMBERS})
+        return found
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for _, container, keys, values in self._entries:
+            if len(container) == len(values) and all(map(is_, _values(container), values)):
+                continue
+            if isinstance(container, dict):
+                container.clear()
+                container.update(zip(keys, values, strict=True))
+            elif isinstance(container, set):
+                container.clear()
+                container.update(values)
+            else:
+                container.clear()
+                container.extend(values)
+        for at, (name, tensor, version, copy) in enumerate(self._tensors):
+            if _version(tensor) != version:
+                tensor.detach().copy_(copy)
+                self._tensors[at] = (name, tensor, _version(tensor), copy)
+
+
+def _values(container: Any) -> list[Any]:
+    return list(container.values()) if isinstance(container, dict) else list(container)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _same_number(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and type(a) in _NUMBERS and a == b
+
+
+def _joined(name: str, key: Any) -> str:
+    return f"{name}.{key}" if name else str(key)

@@ -1,0 +1,175 @@
+"""The calls that compute a program's products at given points, with their weights, scales and shifts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mli_fast.engine import calls
+from mli_fast.engine.network import Network
+from mli_fast.engine.points import ONE, Points
+from mli_fast.ops import conv as conv_ops
+from mli_fast.ops import linear as linear_ops
+from mli_fast.ops.norm import fold_batch_norm
+from mli_fast.program import Program
+from mli_fast.rewrites.products import Product
+
+TABLE_BYTES = 2**26  # of the tabulated vectors of a block of points
+Rows = Callable[[int, int], Tensor]  # first point, the one after the last -> [points, N]
+
+
+class Tables:
+    """Vectors of all points, computed for a block of points at a time."""
+
+    def __init__(self, points: Points) -> None:
+        self._points = points
+        self._makers: list[Rows] = []
+        self._at: dict[Any, tuple[int | None, int | None]] = {}
+        self._first, self._last, self._rows = 0, 0, []  # type: ignore[var-annotated]
+
+    def tails(self, product: Product) -> tuple[int | None, int | None]:
+        """The numbers of the tables of a product's scale and shift."""
+        key = product.norm, product.bias
+        if key not in self._at:
+            self._at[key] = self._added(product)
+        return self._at[key]
+
+    def _added(self, product: Product) -> tuple[int | None, int | None]:
+        at, bias, norm = len(self._makers), product.bias, product.norm
+        if norm is None and bias is None:
+            return None, None
+        rows = self._points.rows
+        if norm is None:
+            self._makers.append(lambda start, stop: rows(bias, start, stop))  # type: ignore[arg-type]
+            return None, at
+
+        def folded(start: int, stop: int) -> tuple[Tensor, Tensor]:
+            names = norm.mean, norm.variance, norm.weight, norm.bias
+            mean, variance, weight, shift = (None if n is None else rows(n, start, stop) for n in names)
+            assert mean is not None
+            assert variance is not None
+            if bias is not None:
+                mean = mean - rows(bias, start, stop)
+            return fold_batch_norm(mean, variance, weight, shift, norm.eps)
+
+        self._makers += [lambda start, stop: folded(start, stop)[0], lambda start, stop: folded(start, stop)[1]]
+        return at, at + 1
+
+    def rows(self, start: int, stop: int) -> list[Tensor]:
+        """The tables' rows of points start..stop-1, [points, N] each."""
+        if not self._makers:
+            return []
+        if not (self._first <= start and stop <= self._last):
+            width = sum(t.numel() * t.element_size() for t in (make(0, 1) for make in self._makers))
+            size = max(stop - start, min(self._points.count, TABLE_BYTES // max(width, 1)))
+            self._first, self._last = start, min(start + size, self._points.count)
+            self._rows = [make(self._first, self._last).contiguous() for make in self._makers]
+        return [t[start - self._first : stop - self._first] for t in self._rows]
+
+
+class Products:
+    """Makes calls.
+
+    Args:
+        program: whose products they are.
+        points: the points.
+        network: where they are computed; PyTorch's own convolutions read its memory.
+    """
+
+    def __init__(self, program: Program, points: Points, network: Network) -> None:
+        self._program, self._points, self._network = program, points, network
+        self.tables = Tables(points)
+        self._layouts: dict[Any, list[Tensor]] = {}
+        self._on_cpu = network.device.type == "cpu"
+
+    def anchors(self, product: Product) -> list[Tensor]:
+        """A weight's anchors as its kernel wants them."""
+        key = product.weight, product.turned
+        if key not in self._layouts:
+            anchors = self._points.anchors[product.weight]
+            if product.kind == "linear":
+                found = [(a.t() if product.turned else a).contiguous() for a in anchors]
+            elif self._compiled(product):
+                found = [a.movedim(1, -1).contiguous() for a in anchors]
+            else:
+                found = list(anchors)
+            self._layouts[key] = found
+        return self._layouts[key]
+
+    def _compiled(self, product: Product) -> bool:
+        return self._on_cpu and product.kernel == "native"
+
+    def call(self, product: Product, of_products: bool) -> calls.Call:
+        """The call of a product.
+
+        Args:
+            product: one of the program's.
+            of_products: whether it gets the products of a shared input instead of an input.
+        """
+        if product.kernel == calls.TORCH:
+            return calls.TorchConv(product)
+        if product.before:
+            return calls.NativeChain(product, [self.anchors(p) for p in (*product.before, product)], of_products)
+        if of_products:
+            if self._compiled(product):
+                return calls.NativeCombine(product, product.shape[1 if product.kind == "conv" else -1])
+            return calls.DispatchedCombine(product, self._points.dtype_of(product.weight))
+        return self._one(product, self.anchors(product))
+
+    def _one(self, product: Product, anchors: Sequence[Tensor]) -> calls.Call:
+        if product.kind == "linear":
+            return (calls.NativeLinear if self._compiled(product) else calls.DispatchedLinear)(product, anchors)
+        if self._compiled(product):
+            return calls.NativeConv(product, anchors, tuple(self._program.shape[product.x.number]))
+        return calls.DispatchedConv(product, anchors)
+
+    def of_shared(self, product: Product) -> Callable[[Tensor], list[Tensor]]:
+        """What makes the R products of a shared input: each what the call gives at a point that is its anchor alone."""
+        anchors = self.anchors(product)
+        move = product.move
+        if not self._compiled(product):
+            if move is None:
+                return lambda x: linear_ops.products(x, anchors)
+            return lambda x: conv_ops.products(x, anchors, move)
+        bare = dataclasses.replace(product, residual=None, activation="none", before=[])
+        each = [self._one(bare, [a]) for a in anchors]
+
+        def products(x: Tensor) -> list[Tensor]:
+            found = [call(x, None, 1, ONE, None, None) for call in each]
+            return [
+                (f if move is None else f.movedim(1, -1)).reshape(-1, f.shape[-1 if move is None else 1]) for f in found
+            ]
+
+        return products
+
+    def alone(self, product: Product) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """A product all of whose parameters are the same at all points, (x, residual) -> result."""
+        call = self.call(product, of_products=False)
+        layers = [*product.before, product]
+
+        def compute(x: Tensor, residual: Tensor | None) -> Tensor:
+            rows = self.tables.rows(0, 1)
+            tails = [[None if at is None else rows[at] for at in self.tables.tails(p)] for p in layers]
+            if product.kernel == calls.TORCH:
+                memory, (scale, shift) = self._network.memory[product.weight], tails[0]
+                return call(x, residual, 1, memory if scale is None else scaled(memory, scale), None, shift)
+            if product.before:
+                scales, shifts = zip(*tails, strict=True)
+                return call(x, residual, 1, [ONE] * len(layers), scales, shifts)  # type: ignore[arg-type]
+            return call(x, residual, 1, self._points.coefficients(product.weight)[:1], *tails[0])
+
+        for p in layers:
+            self.tables.tails(p)
+        return compute
+
+
+def scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """A convolution's weight times a row of scales [1, N]."""
+    return weight * scale.view(-1, *[1] * (weight.ndim - 1))
+
+
+_ = torch
