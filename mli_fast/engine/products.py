@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mli_fast.engine import calls
@@ -170,6 +169,3 @@ class Products:
 def scaled(weight: Tensor, scale: Tensor) -> Tensor:
     """A convolution's weight times a row of scales [1, N]."""
     return weight * scale.view(-1, *[1] * (weight.ndim - 1))
-
-
-_ = torch

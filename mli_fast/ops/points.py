@@ -1,19 +1,12 @@
-"""How the ops meet their points: one at a time, or all that vmap hands over, in front."""
+"""What the ops share about points: coefficients on their device, memory as the kernels want it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def as_operator() -> bool:
-    """Whether a call has to be a PyTorch operator: under vmap or torch.compile. Eager, that would cost 60 us a call."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-
 
 BUFFER_BYTES = 2**25  # about half of the L2 cache of the GPUs this is for
 
@@ -29,19 +22,6 @@ def blended_together(weight: Tensor, dtype: torch.dtype) -> int:
 def asynchronous(tensor: Tensor) -> bool:
     """Whether to look at the tensor's values is to wait for a GPU."""
     return tensor.is_cuda
-
-
-def per_point(tensor: Any, dim: int | None, size: int) -> Any:
-    """`tensor` with its points in dimension 0; one that has none is repeated without a copy.
-
-    Args:
-        tensor: any tensor or None.
-        dim: where vmap put the points, None for a tensor that is the same at every point.
-        size: the number of points P.
-    """
-    if tensor is None:
-        return None
-    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
 def placed(coefficients: Tensor, device: torch.device) -> Tensor:

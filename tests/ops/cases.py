@@ -11,7 +11,7 @@ from torch import Tensor
 from mli_fast import native
 from mli_fast.ops.backend import usable
 
-ROUTES = ("point", "vmap-own", "vmap-shared")
+ROUTES = ("alone", "together", "shared")
 needs_native = pytest.mark.skipif(native.module() is None, reason="no compiled kernels here")
 needs_triton = pytest.mark.skipif(not usable("triton", "cpu"), reason="Triton is not interpreted here")
 BACKENDS = (
@@ -44,25 +44,30 @@ def blended(anchors: Sequence[Tensor], row: Tensor, dtype: torch.dtype) -> Tenso
     return sum(c * a.double() for c, a in zip(row.tolist(), anchors, strict=True)).to(dtype)  # type: ignore[union-attr]
 
 
-def evaluated(route: str, op: Callable[[Tensor, Tensor], Tensor], x: Tensor, c: Tensor) -> Tensor:
-    """op(x, coefficients [R]) at every point: alone, or under vmap with an input per point or one for all.
+def evaluated(
+    route: str,
+    op: Callable[[Tensor, Tensor], Tensor],
+    of_shared: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    c: Tensor,
+) -> Tensor:
+    """An op at P points: each by itself, all in one call, or by the products of an input that they share.
 
     Args:
         route: of `ROUTES`.
-        op: the operation at one point.
+        op: the op, of inputs [P, ...] and coefficients [P, R].
+        of_shared: the same of one input [...].
         x: [P, ...]; the shared route uses x[0] for all points.
         c: [P, R].
     """
-    if route == "point":
-        return torch.stack([op(x[p], c[p]) for p in range(len(c))])
-    if route == "vmap-own":
-        return torch.vmap(op)(x, c)
-    return torch.vmap(lambda row: op(x[0], row))(c)
+    if route == "alone":
+        return torch.cat([op(x[p : p + 1], c[p : p + 1]) for p in range(len(c))])
+    return op(x, c) if route == "together" else of_shared(x[0], c)
 
 
 def inputs_of(route: str, x: Tensor) -> Tensor:
     """The inputs that `evaluated` used, one per point."""
-    return x[:1].expand_as(x) if route == "vmap-shared" else x
+    return x[:1].expand_as(x) if route == "shared" else x
 
 
 def assert_as_exact_as_torch(ours: Tensor, exact: Tensor, theirs: Tensor) -> None:

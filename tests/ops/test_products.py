@@ -1,4 +1,4 @@
-"""linear, conv and embedding against float64, on every route and backend, in ragged shapes; their bitwise gates."""
+"""linear and conv against float64, on every route and backend, in ragged shapes; their bitwise gates."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mli_fast.ops import conv as conv_ops
 from mli_fast.ops.backend import requested
 from mli_fast.ops.blend import blend
-from mli_fast.ops.combine import combine_op
-from mli_fast.ops.conv import conv_op
-from mli_fast.ops.embedding import embedding_op
+from mli_fast.ops.combine import combine
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.linear import linear, linear_op, products
+from mli_fast.ops.linear import linear, products
 
 from .cases import (
     BACKENDS,
@@ -26,6 +25,13 @@ from .cases import (
     normal,
 )
 
+
+def _after(points: int, *tensors: torch.Tensor | None) -> Epilogue:
+    """Scale, shift and residual, the same at all points, and ReLU."""
+    scale, shift, residual = (None if t is None else t.expand(points, *t.shape) for t in tensors)
+    return Epilogue(scale, shift, residual, "relu")
+
+
 LINEAR_SHAPES = [(3, 7, 5, 11), (1, 1, 1, 1), (2, 37, 45, 70), (5, 0, 3, 4), (4, 13, 10, 257), (2, 101, 17, 600)]
 
 
@@ -38,8 +44,15 @@ def test_linear_is_as_exact_as_torch(shape: tuple[int, ...], backend: str, route
     g = generator(p, m, n, k, anchors)
     x, weights, c = normal(g, p, m, k), [normal(g, n, k) for _ in range(anchors)], coefficients(g, p, anchors)
     scale, shift, residual = normal(g, n), normal(g, n), normal(g, m, n)
+    after = _after(p if route != "alone" else 1, scale, shift, residual)
     with requested(backend):
-        ours = evaluated(route, lambda x, c: linear_op(x, weights, c, scale, shift, residual, "relu"), x, c)
+        ours = evaluated(
+            route,
+            lambda x, c: linear(x, weights, c, after),
+            lambda x, c: combine(products(x, weights), c, after, -1, x.dtype),
+            x,
+            c,
+        )
 
     def plain(dtype: torch.dtype) -> torch.Tensor:
         rows = [
@@ -76,8 +89,16 @@ def test_conv_is_as_exact_as_torch(case: str, backend: str, route: str, anchors:
     x, weights = normal(g, *shape), [normal(g, *kernel) for _ in range(anchors)]
     c, scale, shift = coefficients(g, shape[0], anchors), normal(g, kernel[0]), normal(g, kernel[0])
     move = (list(stride), list(padding), list(dilation), groups)
+    geometry = conv_ops.Geometry(stride, padding, dilation, groups)
+    after = _after(shape[0] if route != "alone" else 1, scale, shift, None)
     with requested(backend):
-        ours = evaluated(route, lambda x, c: conv_op(x, weights, c, *move, scale, shift, None, "relu"), x, c)
+        ours = evaluated(
+            route,
+            lambda x, c: conv_ops.conv(x, weights, c, geometry, after),
+            lambda x, c: combine(conv_ops.products(x, weights, geometry), c, after, 1, x.dtype),
+            x,
+            c,
+        )
     convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[len(kernel)]
     along = (-1, *[1] * (len(kernel) - 2))
 
@@ -88,23 +109,6 @@ def test_conv_is_as_exact_as_torch(case: str, backend: str, route: str, anchors:
             for xp, row in zip(inputs_of(route, x), c, strict=True)
         ]
         return torch.stack(rows).relu()
-
-    assert_as_exact_as_torch(ours, plain(torch.float64), plain(torch.float32))
-
-
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", [(7,), (2, 3), (0,), (1, 1)], ids=str)
-def test_embedding_is_as_exact_as_torch(shape: tuple[int, ...], backend: str, route: str) -> None:
-    g = generator(*shape)
-    tables, c = [normal(g, 13, 5) for _ in range(2)], coefficients(g, 3, 2)
-    indices = torch.randint(0, 13, (3, *shape), generator=g)
-    with requested(backend):
-        ours = evaluated(route, lambda i, c: embedding_op(i, tables, c, torch.float32), indices, c)
-    used = inputs_of(route, indices)
-
-    def plain(dtype: torch.dtype) -> torch.Tensor:
-        return torch.stack([F.embedding(i, blended(tables, row, dtype)) for i, row in zip(used, c, strict=True)])
 
     assert_as_exact_as_torch(ours, plain(torch.float64), plain(torch.float32))
 
@@ -129,7 +133,7 @@ def test_a_coefficient_of_zero_leaves_its_anchor_out(bad: float, backend: str) -
         alone = linear(x, [good], one, Epilogue())
         assert torch.equal(alone, linear(x, [torch.full_like(good, bad), good], both, Epilogue()))
         terms = products(x[0], [torch.full_like(good, bad), good])
-        assert torch.equal(alone[0], combine_op(terms, both[0], None, None, None, "none", -1, torch.float32))
+        assert torch.equal(alone[0], combine(terms, both, Epilogue(), -1, torch.float32)[0])
         assert torch.equal(good, blend([torch.full_like(good, bad), good], both, torch.float32)[0])
 
 
@@ -139,22 +143,6 @@ def test_the_shared_route_equals_the_own_one_at_an_anchor_bit_for_bit(backend: s
     weights, x = [normal(g, 19, 301) for _ in range(2)], normal(g, 1, 53, 301)
     shift, hot = normal(g, 19), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     with requested(backend):
-        own = linear_op(x[0], weights, hot[0], None, shift, None, "relu")
-        shared = combine_op(products(x[0], weights), hot[0], None, shift, None, "relu", -1, torch.float32)
+        own = linear(x, weights, hot, _after(1, None, shift, None))
+        shared = combine(products(x[0], weights), hot, _after(1, None, shift, None), -1, torch.float32)
     assert torch.equal(own, shared)
-
-
-def test_the_operators_have_true_schemas_and_fakes() -> None:
-    g = generator(3)
-    c = coefficients(g, 2, 2)[1]
-    weights, kernels, tables = ([normal(g, *s) for _ in range(2)] for s in ((4, 7), (5, 3, 3, 3), (6, 2)))
-    checks = ("test_schema", "test_faketensor")
-    calls = [
-        (linear_op, (normal(g, 3, 7), weights, c, normal(g, 4), normal(g, 4), None, "relu")),
-        (conv_op, (normal(g, 2, 3, 6, 5), kernels, c, [1, 1], [1, 0], [1, 1], 1, None, normal(g, 5), None, "none")),
-        (embedding_op, (torch.tensor([[1, 5]]), tables, c, torch.float32)),
-        (combine_op, ([normal(g, 3, 4), normal(g, 3, 4)], c, None, normal(g, 4), None, "none", -1, torch.float32)),
-    ]
-    for op, arguments in calls:
-        results = torch.library.opcheck(op, arguments, test_utils=checks)
-        assert set(results.values()) == {"SUCCESS"}

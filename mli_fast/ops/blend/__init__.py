@@ -10,7 +10,7 @@ from torch import Tensor
 from mli_fast import native
 from mli_fast.ops.blend import reference
 from mli_fast.ops.dispatch import choose
-from mli_fast.ops.points import as_operator, placed
+from mli_fast.ops.points import placed
 
 
 def blend(
@@ -49,26 +49,3 @@ def blend(
         native.blend(rows, [anchors] * len(rows), coefficients.contiguous())
         return out
     return reference.blend(anchors, coefficients, dtype, scale)
-
-
-def blend_at(anchors: Sequence[Tensor], coefficients: Tensor, dtype: torch.dtype) -> Tensor:
-    """`blend` at one point, coefficients [R]; may be called under vmap and torch.compile."""
-    if as_operator():
-        return blend_op(list(anchors), coefficients, dtype)
-    return blend(anchors, coefficients[None], dtype)[0]
-
-
-@torch.library.custom_op("mli_fast::blend", mutates_args=())
-def blend_op(anchors: Sequence[Tensor], coefficients: Tensor, dtype: torch.dtype) -> Tensor:
-    """`blend` at one point (coefficients [R]) as a PyTorch operator."""
-    return blend(anchors, coefficients[None], dtype)[0]
-
-
-@blend_op.register_fake
-def _(anchors: Sequence[Tensor], coefficients: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(anchors[0], dtype=dtype, memory_format=torch.contiguous_format)
-
-
-@blend_op.register_vmap
-def _(info, in_dims, anchors, coefficients, dtype):  # type: ignore[no-untyped-def]
-    return blend(anchors, coefficients.movedim(in_dims[1], 0), dtype), 0

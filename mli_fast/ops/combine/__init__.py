@@ -12,7 +12,7 @@ from mli_fast import native
 from mli_fast.ops.combine import reference
 from mli_fast.ops.dispatch import PLAIN, choose
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import as_operator, as_rows, packed, per_point, placed, stack
+from mli_fast.ops.points import as_rows, packed, placed, stack
 
 
 def combine(
@@ -56,50 +56,3 @@ def combine(
         out = native.combine(rows, coefficients.contiguous(), **what_follows)  # type: ignore[arg-type]
     shape = products[0].movedim(channel, -1).shape
     return out.view(len(out), *shape).movedim(-1, channel + 1 if channel >= 0 else channel)
-
-
-def combine_at(
-    products: Sequence[Tensor], coefficients: Tensor, epilogue: Epilogue, channel: int, dtype: torch.dtype
-) -> Tensor:
-    """`combine` at one point, coefficients [R]; may be called under vmap and torch.compile."""
-    if as_operator():
-        return combine_op(list(products), coefficients, *epilogue, channel, dtype)
-    return combine(products, coefficients[None], epilogue.stacked(), channel, dtype)[0]
-
-
-@torch.library.custom_op("mli_fast::combine", mutates_args=())
-def combine_op(
-    products: Sequence[Tensor],
-    coefficients: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    channel: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """`combine` at one point as a PyTorch operator."""
-    epilogue = Epilogue(scale, shift, residual, activation).stacked()
-    return combine(products, coefficients[None], epilogue, channel, dtype)[0]
-
-
-@combine_op.register_fake
-def _(products, coefficients, scale, shift, residual, activation, channel, dtype):  # type: ignore[no-untyped-def]
-    return torch.empty_like(products[0], dtype=dtype)
-
-
-@combine_op.register_vmap
-def _(info, in_dims, products, coefficients, scale, shift, residual, activation, channel, dtype):  # type: ignore[no-untyped-def]
-    size = info.batch_size
-    coefficients, scale, shift, residual = (
-        per_point(t, d, size) for t, d in zip((coefficients, scale, shift, residual), in_dims[1:5], strict=True)
-    )
-    epilogue = Epilogue(scale, shift, residual, activation)
-    if all(d is None for d in in_dims[0]):
-        return combine(products, coefficients, epilogue, channel, dtype), 0
-    products = [per_point(t, d, size) for t, d in zip(products, in_dims[0], strict=True)]
-    rows = [
-        combine([t[p] for t in products], coefficients[p : p + 1], epilogue.point(p).stacked(), channel, dtype)[0]
-        for p in range(size)
-    ]
-    return stack(rows), 0

@@ -12,11 +12,10 @@ from torch import Tensor
 from mli_fast import native
 from mli_fast.ops.backend import current, weight_channels_last
 from mli_fast.ops.blend.reference import ONE
-from mli_fast.ops.combine import combine
 from mli_fast.ops.conv import cudnn, reference
 from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import as_operator, channels_last, packed, per_point, placed, stack
+from mli_fast.ops.points import channels_last, packed, placed, stack
 
 PRODUCTS_OF_A_TILE: dict[tuple[int, ...], int] = {(1, 1): 16, (2, 2): 25}  # by stride; direct, they are 36
 TRANSFORM = 3  # what transforming a number of the input or output costs, in multiplications
@@ -160,52 +159,3 @@ def by_winograd(x: torch.Size, weight: torch.Size, geometry: Geometry) -> bool:
     columns, channels = weight[:2]
     transforms = TRANSFORM * products * (1 / columns + 1 / channels)  # of the input, of the output
     return x[0] * (9 * math.prod(sizes) - (products + transforms) * tiles) >= WEIGHTS_TRANSFORM
-
-
-def conv_at(
-    x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, geometry: Geometry, epilogue: Epilogue
-) -> Tensor:
-    """`conv` at one point, coefficients [R]; may be called under vmap and torch.compile."""
-    if as_operator():
-        return conv_op(x, list(weights), coefficients, *geometry, *epilogue)
-    return conv(x[None], weights, coefficients[None], geometry, epilogue.stacked())[0]
-
-
-@torch.library.custom_op("mli_fast::conv", mutates_args=())
-def conv_op(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    coefficients: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-) -> Tensor:
-    """`conv` at one point as a PyTorch operator; under vmap an unbatched input takes R convolutions."""
-    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
-    epilogue = Epilogue(scale, shift, residual, activation).stacked()
-    return conv(x[None], weights, coefficients[None], geometry, epilogue)[0].contiguous()
-
-
-@conv_op.register_fake
-def _(x, weights, coefficients, stride, padding, dilation, groups, scale, shift, residual, activation):  # type: ignore[no-untyped-def]
-    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
-    return x.new_empty(geometry.output_shape(x.shape, weights[0].shape))
-
-
-@conv_op.register_vmap
-def _(info, in_dims, x, weights, coefficients, stride, padding, dilation, groups, scale, shift, residual, activation):  # type: ignore[no-untyped-def]
-    size = info.batch_size
-    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
-    coefficients, scale, shift, residual = (
-        per_point(t, in_dims[i], size)
-        for i, t in zip((2, 7, 8, 9), (coefficients, scale, shift, residual), strict=True)
-    )
-    epilogue = Epilogue(scale, shift, residual, activation)
-    if in_dims[0] is None:
-        return combine(products(x, weights, geometry), coefficients, epilogue, 1, x.dtype), 0
-    return conv(x.movedim(in_dims[0], 0), weights, coefficients, geometry, epilogue), 0

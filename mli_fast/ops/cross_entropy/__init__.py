@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from mli_fast import native
 from mli_fast.ops.backend import current
 from mli_fast.ops.cross_entropy import fused, reference
 from mli_fast.ops.dispatch import PLAIN, choose, shape_class
-from mli_fast.ops.points import packed, per_point, placed
+from mli_fast.ops.points import packed, placed
 
 IGNORED = -100  # PyTorch's ignore_index: such a target has loss 0 and counts for nothing
 
@@ -67,22 +66,3 @@ def _fused_by(x: Tensor, weights: Sequence[Tensor], shift: Tensor | None, noted:
     fits = all(w.is_contiguous() for w in weights)
     cls = shape_class("linear_cross_entropy", len(weights[0]))
     return choose("linear_cross_entropy", (x, *weights, shift), cls, lambda _: fits, noted)
-
-
-@torch.library.custom_op("mli_fast::cross_entropy", mutates_args=())
-def cross_entropy_op(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """`cross_entropy` at one point as a PyTorch operator."""
-    losses, predictions = cross_entropy(logits[None], targets)
-    return losses[0], predictions[0]
-
-
-@cross_entropy_op.register_fake
-def _(logits, targets):  # type: ignore[no-untyped-def]
-    return logits.new_empty(len(targets), dtype=torch.float64), torch.empty_like(targets)
-
-
-@cross_entropy_op.register_vmap
-def _(info, in_dims, logits, targets):  # type: ignore[no-untyped-def]
-    if in_dims[1] is not None:
-        raise ValueError("cross_entropy: the targets are the same at every point; vmap over the logits alone")
-    return cross_entropy(per_point(logits, in_dims[0], info.batch_size), targets), (0, 0)

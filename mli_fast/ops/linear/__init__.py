@@ -11,11 +11,10 @@ from torch import Tensor
 from mli_fast import native
 from mli_fast.ops.backend import current
 from mli_fast.ops.blend.reference import ONE
-from mli_fast.ops.combine import combine
 from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.linear import reference
-from mli_fast.ops.points import as_operator, packed, per_point, placed
+from mli_fast.ops.points import packed, placed
 
 
 def linear(
@@ -92,42 +91,3 @@ def _by_kernel(
         **options,
     )
     return out.view(*x.shape[:-1], columns)
-
-
-def linear_at(x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, epilogue: Epilogue) -> Tensor:
-    """`linear` at one point, coefficients [R]; may be called under vmap and torch.compile."""
-    if as_operator():
-        return linear_op(x, list(weights), coefficients, *epilogue)
-    return linear(x[None], weights, coefficients[None], epilogue.stacked())[0]
-
-
-@torch.library.custom_op("mli_fast::linear", mutates_args=())
-def linear_op(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    coefficients: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-) -> Tensor:
-    """`linear` at one point as a PyTorch operator; under vmap an unbatched input takes R products."""
-    return linear(x[None], weights, coefficients[None], Epilogue(scale, shift, residual, activation).stacked())[0]
-
-
-@linear_op.register_fake
-def _(x, weights, coefficients, scale, shift, residual, activation):  # type: ignore[no-untyped-def]
-    return x.new_empty(*x.shape[:-1], weights[0].shape[0])
-
-
-@linear_op.register_vmap
-def _(info, in_dims, x, weights, coefficients, scale, shift, residual, activation):  # type: ignore[no-untyped-def]
-    size = info.batch_size
-    coefficients, scale, shift, residual = (
-        per_point(t, in_dims[i], size)
-        for i, t in zip((2, 3, 4, 5), (coefficients, scale, shift, residual), strict=True)
-    )
-    epilogue = Epilogue(scale, shift, residual, activation)
-    if in_dims[0] is None:
-        return combine(products(x, weights), coefficients, epilogue, -1, x.dtype), 0
-    return linear(x.movedim(in_dims[0], 0), weights, coefficients, epilogue), 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -14,8 +13,8 @@ from mli_fast.ops.backend import current
 from mli_fast.ops.combine import combine
 from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.linear import linear, products
-from mli_fast.ops.points import as_operator, packed, per_point, placed
+from mli_fast.ops.linear import linear
+from mli_fast.ops.points import packed, placed
 
 
 class Layer(NamedTuple):
@@ -154,81 +153,3 @@ def _of_products(products: Sequence[Tensor], first: Layer, second: Layer, dtype:
         dtype=dtype,
     )
     return out.view(points, *rows, columns)
-
-
-def chain_at(
-    x: Tensor | None,  # [*rows, K]
-    products: Sequence[Tensor] | None,  # R x [*rows, N] of the first layer
-    layers: Sequence[Layer],
-    dtype: torch.dtype,
-) -> Tensor:  # [*rows, N of the last layer]
-    """`chain` at one point; may be called under vmap."""
-    if as_operator():
-        assert x is not None
-        return _as_operator(x, layers)
-    return chain(None if x is None else x[None], products, [layer.stacked() for layer in layers], dtype)[0]
-
-
-def _as_operator(x: Tensor, layers: Sequence[Layer]) -> Tensor:
-    return chain_op(
-        x,
-        [w for layer in layers for w in layer.weights],
-        [len(layer.weights) for layer in layers],
-        [layer.coefficients for layer in layers],
-        [layer.epilogue.scale for layer in layers],
-        [layer.epilogue.shift for layer in layers],
-        layers[-1].epilogue.residual,
-        ",".join(layer.epilogue.activation for layer in layers),
-    )
-
-
-def _layers(
-    weights: Sequence[Tensor],
-    counts: Sequence[int],
-    coefficients: Sequence[Tensor],
-    scales: Sequence[Tensor | None],
-    shifts: Sequence[Tensor | None],
-    residual: Tensor | None,
-    activations: str,
-) -> list[Layer]:
-    """The arguments of `chain_op` as those of `chain`."""
-    ends = list(accumulate(counts))
-    parts = zip(counts, ends, coefficients, scales, shifts, activations.split(","), strict=True)
-    layers = [Layer(weights[end - n : end], c, Epilogue(s, t, None, a)) for n, end, c, s, t, a in parts]
-    layers[-1] = layers[-1]._replace(epilogue=layers[-1].epilogue._replace(residual=residual))
-    return layers
-
-
-@torch.library.custom_op("mli_fast::chain", mutates_args=())
-def chain_op(
-    x: Tensor,
-    weights: Sequence[Tensor],  # of all layers, one after the other
-    counts: Sequence[int],  # anchors of each layer
-    coefficients: Sequence[Tensor],
-    scales: Sequence[Tensor | None],
-    shifts: Sequence[Tensor | None],
-    residual: Tensor | None,
-    activations: str,  # separated by commas
-) -> Tensor:
-    """`chain` at one point as a PyTorch operator; under vmap an unbatched input takes R products."""
-    layers = _layers(weights, counts, coefficients, scales, shifts, residual, activations)
-    return chain(x[None], None, [layer.stacked() for layer in layers], x.dtype)[0]
-
-
-@chain_op.register_fake
-def _(x, weights, counts, coefficients, scales, shifts, residual, activations):  # type: ignore[no-untyped-def]
-    return x.new_empty(*x.shape[:-1], weights[-1].shape[0])
-
-
-@chain_op.register_vmap
-def _(info, in_dims, x, weights, counts, coefficients, scales, shifts, residual, activations):  # type: ignore[no-untyped-def]
-    size = info.batch_size
-    coefficients, scales, shifts = (
-        [per_point(t, d, size) for t, d in zip(tensors, dims, strict=True)]
-        for tensors, dims in zip((coefficients, scales, shifts), in_dims[3:6], strict=True)
-    )
-    residual = per_point(residual, in_dims[6], size)
-    layers = _layers(weights, counts, coefficients, scales, shifts, residual, activations)
-    if in_dims[0] is None:
-        return chain(None, products(x, layers[0].weights), layers, x.dtype), 0
-    return chain(x.movedim(in_dims[0], 0), None, layers, x.dtype), 0
