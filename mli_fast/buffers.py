@@ -11,24 +11,47 @@ import torch
 from torch import Tensor
 
 SMALL = 2**16  # bytes; below, the C library keeps its memory itself
+BUDGET = 2**28  # bytes that a pool holds
 
 _pool: ContextVar[Pool | None] = ContextVar("mli_fast_buffers", default=None)
 
 
 class Pool:
-    """Storages by size; one is free again when no tensor looks at it any more."""
+    """Storages by size; one is free again when no tensor looks at it any more.
 
-    def __init__(self) -> None:
+    Args:
+        budget: the most bytes that it holds.
+
+    Attributes:
+        held: bytes that it holds.
+    """
+
+    def __init__(self, budget: int = BUDGET) -> None:
         self._storages: dict[int, list[torch.UntypedStorage]] = {}
+        self._budget, self.held = budget, 0
 
     def storage(self, size: int) -> torch.UntypedStorage:
         """A storage of `size` bytes that nobody uses."""
-        known = self._storages.setdefault(size, [])
-        for storage in known:
-            if torch._C._storage_Use_Count(storage._cdata) == 1:
+        for storage in self._storages.get(size, ()):
+            if _free(storage):
                 return storage
-        known.append(torch.UntypedStorage(size))
-        return known[-1]
+        fresh = torch.UntypedStorage(size)
+        if self.held + size > self._budget:
+            self._evict()
+        if self.held + size <= self._budget:
+            self._storages.setdefault(size, []).append(fresh)
+            self.held += size
+        return fresh
+
+    def _evict(self) -> None:
+        """Give up what nobody uses."""
+        used = {size: [s for s in known if not _free(s)] for size, known in self._storages.items()}
+        self._storages = {size: known for size, known in used.items() if known}
+        self.held = sum(size * len(known) for size, known in self._storages.items())
+
+
+def _free(storage: torch.UntypedStorage) -> bool:
+    return bool(torch._C._storage_Use_Count(storage._cdata) == 1)
 
 
 @contextlib.contextmanager

@@ -105,7 +105,14 @@ class Evaluation:
     def __enter__(self) -> Evaluation:
         tf32 = self.options.precision == "tf32"
         with contextlib.ExitStack() as stack:
-            for context in (on(self.device, tf32), random_state_kept(), torch.inference_mode(False), torch.no_grad()):
+            contexts: list[Any] = [
+                on(self.device, tf32),
+                random_state_kept(),
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ]
+            contexts += [torch.autocast(kind, enabled=False) for kind in {"cpu", self.device.type}]
+            for context in contexts:
                 stack.enter_context(context)
             self._choice: Choice = stack.enter_context(requested(self.options.backend, tf32))
             stack.enter_context(reused())
@@ -272,8 +279,8 @@ class Evaluation:
         if path not in self._placed:
             groups = self.anchors(path).values
             sent = {name: tuple(self._sent(t, len(group) == 1) for t in group) for name, group in groups.items()}
-            if self.device.type == "cuda":  # a parameter's anchors in one block: kernels take one address for all
-                sent = {n: torch.stack(group).unbind() if len(group) > 1 else group for n, group in sent.items()}
+            if self.device.type == "cuda":  # kernels take anchors that lie equally far apart, as any two do
+                sent = {n: torch.stack(group).unbind() if len(group) > 2 else group for n, group in sent.items()}
             self._placed[path] = sent
         return self._placed[path]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class Network:
         model: the copy.
         memory: name -> its parameters and persistent buffers, for writing.
         twins: name -> the caller's own, for a model that reaches them past the copy.
+        layouts: (id of an anchor, layout) -> the anchor and a copy of it as kernels want it, for all points.
     """
 
     def __init__(self, model: nn.Module, forward: Forward, dtype: torch.dtype | None, device: torch.device) -> None:
@@ -55,6 +57,7 @@ class Network:
         self._holds: Any = None  # the points and the names whose constants are in memory
         self._borrowed: dict[str, Tensor] | None = None
         self._checked: Points | None = None
+        self.layouts: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         if dtype is not None:
             self.model.register_forward_pre_hook(lambda _, args, kwargs: _cast((args, kwargs), dtype), with_kwargs=True)
         self.look_again()
@@ -139,12 +142,20 @@ class Network:
     # ---- passes
     def run(self, batch: Any) -> tuple[Any, Any]:
         """(outputs, targets) of one batch, which may be written to, with what is in memory."""
-        return self._forward(self.model, batch)
+        with _eager():
+            return self._forward(self.model, batch)
 
     def evaluate(self, values: Mapping[str, Tensor], batch: Any) -> tuple[Any, Any]:
         """(outputs, targets) with these values for parameters and buffers; they may be differentiated."""
         every = {f"model.{alias}": value for name, value in values.items() for alias in self._aliases[name]}
         return functional_call(_Called(self.model, self._forward), every, (batch,), tie_weights=False)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Compiled parts of a model run as they are written; only where there can be any: the import takes a second."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 class _Called(nn.Module):

@@ -18,6 +18,11 @@ from mli_fast.program import Program
 from mli_fast.rewrites.products import Product
 
 TABLE_BYTES = 2**26  # of the tabulated vectors of a block of points
+_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda a: a,
+    "transposed": lambda a: a.t(),
+    "channels last": lambda a: a.movedim(1, -1),
+}
 Rows = Callable[[int, int], Tensor]  # first point, the one after the last -> [points, N]
 
 
@@ -82,22 +87,21 @@ class Products:
     def __init__(self, program: Program, points: Points, network: Network) -> None:
         self._program, self._points, self._network = program, points, network
         self.tables = Tables(points)
-        self._layouts: dict[Any, list[Tensor]] = {}
         self._on_cpu = network.device.type == "cpu"
 
     def anchors(self, product: Product) -> list[Tensor]:
         """A weight's anchors as its kernel wants them."""
-        key = product.weight, product.turned
-        if key not in self._layouts:
-            anchors = self._points.anchors[product.weight]
-            if product.kind == "linear":
-                found = [(a.t() if product.turned else a).contiguous() for a in anchors]
-            elif self._compiled(product):
-                found = [a.movedim(1, -1).contiguous() for a in anchors]
-            else:
-                found = list(anchors)
-            self._layouts[key] = found
-        return self._layouts[key]
+        anchors = self._points.anchors[product.weight]
+        if product.kind == "linear":
+            return [self._laid_out(a, "transposed" if product.turned else "contiguous") for a in anchors]
+        return [self._laid_out(a, "channels last") for a in anchors] if self._compiled(product) else list(anchors)
+
+    def _laid_out(self, anchor: Tensor, layout: str) -> Tensor:
+        """An anchor in a layout, copied at most once however many paths it lies on."""
+        known, key = self._network.layouts, (id(anchor), layout)
+        if key not in known:
+            known[key] = anchor, _LAYOUTS[layout](anchor).contiguous()
+        return known[key][1]
 
     def _compiled(self, product: Product) -> bool:
         return self._on_cpu and product.kernel == "native"
