@@ -2,6 +2,7 @@
 
 from mli_fast import measures, schedules
 from mli_fast.connectivity import BezierFit, fit_bezier
+from mli_fast.explanation import explain
 from mli_fast.lines import layerwise, sweep_many
 from mli_fast.ops.backend import backends
 from mli_fast.paths import (
@@ -31,6 +32,7 @@ __all__ = [
     "all_pairs",
     "backends",
     "evaluate",
+    "explain",
     "fit_bezier",
     "layerwise",
     "load",

@@ -29,6 +29,7 @@ from mli_fast.engine.batches import checked_loader, checked_pair, cut, default_f
 from mli_fast.engine.calibration import calibrated
 from mli_fast.engine.feeding import fed, resident
 from mli_fast.engine.guard import noting, on, random_state_kept
+from mli_fast.engine.listing import listing
 from mli_fast.engine.network import Network
 from mli_fast.engine.passes import Passes
 from mli_fast.engine.planner import Planner
@@ -216,13 +217,24 @@ class Evaluation:
             batches = cut(pair, rows)
         assert batches is not None
         progress = sys.stderr.isatty() if self.options.progress is None else self.options.progress
-        planner = Planner(
-            Passes(self.network, self.options.state), self.device, self.options.check, self.options.compile is True
-        )
+        planner = self._planner()
         evaluate_all(works, planner, batches, progress, alike)
         self._ran = {"anchors": [[_named(s) for s in job.path.anchors] for job in jobs], "rows_per_pass": rows}
         self._ran |= _how_it_ran(works, planner, self._choice.used) | _of_checkpoints(list(self._gathered.values()))
         return [_dataset(job, work.reducer) for job, work in zip(jobs, works, strict=True)]
+
+    def _planner(self) -> Planner:
+        passes = Passes(self.network, self.options.state)
+        return Planner(passes, self.device, self.options.check, self.options.compile is True)
+
+    def described(self, job: Job) -> list[str]:
+        """How the first batch would be computed, in lines of text."""
+        work, planner = self._work(job, self.anchors(job.path)), self._planner()
+        batch = next(fed([self._first_batch()], self.device))
+        plan = planner.route(work.points, batch, None, None).plan
+        if plan is None:
+            return [f"plain PyTorch, point by point: {'; '.join(planner.reasons)}"]
+        return [*(f"note: {reason}" for reason in planner.reasons), *listing(plan)]
 
     def provenance(self) -> dict[str, Any]:
         """How the last run was made."""
