@@ -1,4 +1,4 @@
-"""Caches are bounded: memory does not grow with the sweeps of a process, the points of a sweep, or the pairs of files."""
+"""Caches are bounded: memory does not grow with a process's sweeps, a sweep's points, or the pairs of files."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from mli_fast.ops.combine import combine
 from mli_fast.ops.conv import by_winograd, conv
 from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.linear import linear
+from mli_fast.ops.linear.chain import Layer, chain
 from mli_fast.ops.points import channels_last
 from mli_fast.rewrites.products import Product
 
@@ -194,6 +195,30 @@ class NativeChain:
             residual = _contiguous(residual).view(points, -1, self._shape[-1])
         out = native.chain(source, parts, residual=residual)
         return out.view(points * self._shape[0], *self._shape[1:])
+
+
+class DispatchedChain:
+    """`mli_fast.ops.linear.chain`, which has a kernel for two layers after shared products on a GPU."""
+
+    def __init__(
+        self, product: Product, anchors: Sequence[Sequence[Tensor]], of_products: bool, dtype: torch.dtype
+    ) -> None:
+        self._layers, self._shape = [*product.before, product], product.shape
+        self._anchors, self._of_products, self._dtype = anchors, of_products, dtype
+
+    def __call__(
+        self, x: Any, residual: Tensor | None, points: int, coefficients: Any, scale: Any, shift: Any
+    ) -> Tensor:
+        columns = self._shape[-1]
+        residual = None if residual is None else residual.reshape(points, -1, columns)
+        tails = [Epilogue(s, t, None, p.activation) for s, t, p in zip(scale, shift, self._layers, strict=True)]
+        tails[-1] = tails[-1]._replace(residual=residual)
+        layers = [Layer(a, c, e) for a, c, e in zip(self._anchors, coefficients, tails, strict=True)]
+        if self._of_products:
+            out = chain(None, [t.reshape(-1, t.shape[-1]) for t in x], layers, self._dtype)
+        else:
+            out = chain(x.reshape(points, -1, x.shape[-1]), None, layers, self._dtype)
+        return out.reshape(points * self._shape[0], *self._shape[1:])
 
 
 class TorchConv:

@@ -49,10 +49,11 @@ class Measured:
             return "torch"
         return kernel
 
-    def chains(self, weights: list[str]) -> bool:
+    def chains(self, kernel: str, weights: list[str]) -> bool:
         """See `rewrites.products.Kernels`."""
-        anchors = [self._points.anchors[name][0] for name in weights]
-        return self._device.type == "cpu" and chains(anchors, torch.float32)
+        if self._device.type == "cpu" and kernel != "native":
+            return kernel == "triton"  # interpreted
+        return chains([self._points.anchors[name][0] for name in weights], torch.float32)
 
     def _folds(self, weight: str) -> bool:
         if self._plain or self._device.type != "cpu" or not torch.backends.mkldnn.is_available():

@@ -116,7 +116,10 @@ class Products:
         if product.kernel == calls.TORCH:
             return calls.TorchConv(product)
         if product.before:
-            return calls.NativeChain(product, [self.anchors(p) for p in (*product.before, product)], of_products)
+            anchors = [self.anchors(p) for p in (*product.before, product)]
+            if self._compiled(product):
+                return calls.NativeChain(product, anchors, of_products)
+            return calls.DispatchedChain(product, anchors, of_products, self._points.dtype_of(product.weight))
         if of_products:
             if self._compiled(product):
                 return calls.NativeCombine(product, product.shape[1 if product.kind == "conv" else -1])

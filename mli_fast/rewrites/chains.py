@@ -30,7 +30,7 @@ def rewrite(program: Program, kernels: Kernels) -> None:
             first = program.maker.get(layers[0].x.number)
             if first is None or program.depends.isdisjoint(first.ops):  # its products are made once for all points
                 layers = layers[1:]
-            if not kernels.chains([p.weight for p in layers]):
+            if before.kernel != node.product.kernel or not kernels.chains(before.kernel, [p.weight for p in layers]):
                 break
             node.product.before = [*before.before, before, *node.product.before]
             before.before = []
@@ -39,7 +39,7 @@ def rewrite(program: Program, kernels: Kernels) -> None:
 
 
 def _in_chains(product: Product | None) -> bool:
-    return product is not None and product.kind == "linear" and not product.turned and product.kernel == "native"
+    return product is not None and product.kind == "linear" and not product.turned
 
 
 def _rows(product: Product) -> int:

@@ -28,8 +28,8 @@ class Kernels(Protocol):
     def conv(self, weight: str, x: tuple[int, ...], move: Geometry) -> str | None:
         """Likewise for a convolution of x [B, C, *spatial]."""
 
-    def chains(self, weights: list[str]) -> bool:
-        """Whether layers of these weights are computed in one call."""
+    def chains(self, kernel: str, weights: list[str]) -> bool:
+        """Whether layers of these weights, each by that kernel, are computed in one call."""
 
 
 @dataclasses.dataclass(frozen=True)
