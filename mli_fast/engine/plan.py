@@ -43,6 +43,7 @@ class Plan:
 
     Attributes:
         most: the most points that a pass takes; 1 unless points may be taken together.
+        targets_shared: whether the targets are the same at all points.
         source: the function's Python source.
     """
 
@@ -54,7 +55,8 @@ class Plan:
         self._targets_from = len(leaves_of(program.record.tree[0]))
         self.together, self.most = folds(program, self._is_per_point, network.device)
         made = {n for node in program.nodes if self._is_per_point(node) for n in node.outs}
-        if any(n in made for n in program.outputs[self._targets_from :]):  # targets have no points in front
+        self.targets_shared = all(n not in made for n in program.outputs[self._targets_from :])
+        if not self.targets_shared:  # targets have no points in front
             self.together, self.most = False, 1
         self._scope: dict[str, Any] = {"torch": torch, "same_geometry": same_geometry}
         self._coefficients: list[Tensor] = []

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mli_fast.capture.record import OtherAnswer
 from mli_fast.engine.batches import batch_bytes, shapes
 from mli_fast.engine.feeding import fed
+from mli_fast.engine.gathering import Gathered
 from mli_fast.engine.guard import Noise, noting, out_of_memory
 from mli_fast.engine.limits import limits
 from mli_fast.engine.plan import Plan
@@ -199,11 +200,12 @@ class _Loop:
         count = work.points.count
         size = _evenly(count, plan.most if work.chunk is None else min(plan.most, work.chunk))
         work.passes = size
+        gathered = [Gathered(work.reducer, score, plan.targets_shared) for _, _, score in members]
         for start in range(0, count, size):
             stop = min(start + size, count)
             given = plan.prepare(start, stop)
             aside: list[tuple[_One, Batch]] = []
-            for one, route, score in members:
+            for (one, route, score), scored in zip(members, gathered, strict=True):
                 with self._noting(work, one, start, stop - 1, "planned"):
                     assert route.shared is not None
                     try:
@@ -211,11 +213,14 @@ class _Loop:
                     except OtherAnswer:
                         aside.append((one, score))
                         continue
-                    score.put(start, work.reducer.values(outputs, targets, start == 0, one.index))
+                    scored.put(start, stop - start, outputs, targets)
             for one, score in aside:
                 self._planner.aside()
                 for p in range(start, stop):
                     self._plain(work, one, score, p)
+        for (one, _, _), scored in zip(members, gathered, strict=True):
+            with self._noting(work, one, 0, count - 1, "planned"):
+                scored.flush()
 
     def _plain(self, work: Work, one: _One, score: Batch, p: int) -> None:
         if one.noise is None:

@@ -83,6 +83,7 @@ def _triton_missing(device: str) -> str | None:
     return None
 
 
+@functools.cache
 def triton_version() -> str | None:
     """The installed Triton's version, without importing it."""
     try:
