@@ -63,7 +63,7 @@ class Node:
     stable: bool = False  # all that it touches is assigned once
     product: Any = None  # of `rewrites.products`, in place of the operator call
     over: Node | None = None  # whose result's memory this one's may take
-    position: int = 0
+    position: float = 0
     inputs: list[int] = field(default_factory=list)
 
     @property

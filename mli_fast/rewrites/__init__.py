@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 from mli_fast.capture import Record
 from mli_fast.program import Program
-from mli_fast.rewrites import batch_norm, chains, epilogues, gelu, in_place, products
+from mli_fast.rewrites import attention, batch_norm, chains, epilogues, gelu, in_place, products
 from mli_fast.rewrites.products import Kernels, Product
 
 Rewrite = Callable[[Program, Kernels], None]
 
 REWRITES: dict[str, Rewrite] = {
+    "attention": attention.rewrite,
     "gelu": gelu.rewrite,
     "products": products.rewrite,
     "batch_norm": batch_norm.rewrite,

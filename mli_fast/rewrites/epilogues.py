@@ -26,7 +26,7 @@ def rewrite(program: Program, kernels: Kernels) -> None:
     """Join what can be joined."""
     for node in program.nodes.copy():
         if node.product is not None and node in program.nodes:
-            while node.product.activation == "none" and _joined(program, node):
+            while _joined(program, node):
                 pass
 
 
@@ -35,14 +35,13 @@ def _joined(program: Program, node: Node) -> bool:
     if reader is None:
         return False
     product = node.product
-    if reader.func in _ACTIVATIONS:
+    ends = product.activation != "none"  # nothing but a view may follow
+    if reader.func in _ACTIVATIONS and not ends:
         name = _ACTIVATIONS[reader.func]
         product.activation = "gelu_tanh" if reader.kwargs.get("approximate") == "tanh" else name
-    elif (
-        reader.func in VIEWS and product.kind == "linear" and product.residual is None and _keeps_rows(program, reader)
-    ):
+    elif reader.func in VIEWS and product.kind == "linear" and _keeps_rows(program, reader):
         product.shape = tuple(program.shape[reader.out])
-    elif reader.func is aten.add.Tensor and product.residual is None and not reader.kwargs:
+    elif reader.func is aten.add.Tensor and not ends and product.residual is None and not reader.kwargs:
         residual = _residual(program, node, reader)
         if residual is None:
             return False

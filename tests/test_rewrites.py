@@ -1,0 +1,180 @@
+"""Each rewrite: done where its condition holds and nowhere else; the values are the same with it and without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mli_fast
+from mli_fast.engine import planner
+from mli_fast.evaluation import Evaluation, Job
+from mli_fast.options import Options
+from mli_fast.program import Program
+from mli_fast.rewrites import REWRITES
+
+ALPHAS = [0.0, 0.3, 0.7, 1.0]
+Form = Callable[["Net", Tensor], Tensor]
+
+
+class Net(nn.Module):
+    """Layers that the forms below put together."""
+
+    def __init__(self, form: Form, image: bool) -> None:
+        super().__init__()
+        self.form, self.image = form, image
+        if image:
+            self.c1, self.c2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.b1 = nn.BatchNorm2d(8)
+        else:
+            self.f1, self.f2, self.f3 = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+            self.att = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+            self.pre = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, norm_first=True, activation="gelu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form(self, x).flatten(1)[:, :5]
+
+
+def network(form: Form, image: bool, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    net = Net(form, image)
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.3 * torch.rand_like(tensor))
+    return net
+
+
+def batch(image: bool) -> tuple[Tensor, Tensor]:
+    x = torch.randn(6, 3, 8, 8) if image else torch.randn(6, 4, 16)
+    return x, torch.arange(6) % 5
+
+
+def program_of(form: Form, image: bool) -> Program:
+    """The rewritten program of a pass."""
+    line = mli_fast.Line(network(form, image, 0), network(form, image, 1))
+    given = batch(image)
+    with Evaluation(network(form, image, 2), [given], Options(backend="native")) as evaluation:
+        work, planned = evaluation._work(Job(line, line.points(3)), evaluation.anchors(line)), evaluation._planner()
+        plan = planned.route(work.points, given, None, None).plan
+    assert plan is not None, planned.reasons
+    return plan.program
+
+
+def gelu_by_formula(x: Tensor, factor: float = 0.044715) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + factor * torch.pow(x, 3.0))))
+
+
+def read_twice(net: Net, x: Tensor) -> Tensor:
+    y = net.f1(x)
+    return net.f2(F.relu(y)) + y
+
+
+def written_between(net: Net, x: Tensor) -> Tensor:
+    y = net.f1(x)
+    z = y[:, :1]
+    y.mul_(2)
+    return F.relu(y) + z
+
+
+def gelu_read_inside(net: Net, x: Tensor) -> Tensor:
+    y = net.f1(x)
+    inner = torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * torch.pow(y, 3.0)))
+    return 0.5 * y * (1 + inner) + inner
+
+
+def norm_beside(net: Net, x: Tensor) -> Tensor:
+    y = net.c1(x)
+    return net.b1(y) + y
+
+
+def in_place_of_the_batch(net: Net, x: Tensor) -> Tensor:
+    x.relu_()
+    return net.f1(x) + x
+
+
+def residual_of_an_image(net: Net, x: Tensor) -> Tensor:
+    y = net.c1(x)
+    return F.relu(net.c2(y.sigmoid()) + net.b1(y))
+
+
+def masked(net: Net, x: Tensor) -> Tensor:
+    return net.layer(x, src_key_padding_mask=torch.arange(4).expand(6, 4) > 2)
+
+
+# name -> (rewrite, a form, whether it takes images, whether the rewrite has something to do there)
+FORMS: dict[str, tuple[str, Form, bool, bool]] = {
+    "gelu": ("gelu", lambda net, x: net.f2(gelu_by_formula(net.f1(x))), False, True),
+    "gelu of another factor": ("gelu", lambda net, x: gelu_by_formula(net.f1(x), 0.0447), False, False),
+    "gelu read inside": ("gelu", gelu_read_inside, False, False),
+    "encoder": ("attention", lambda net, x: net.layer(x), False, True),
+    "encoder, norm first": ("attention", lambda net, x: net.pre(x), False, True),
+    "encoder, masked": ("attention", masked, False, False),
+    "attention": ("attention", lambda net, x: net.att(x, x, x, need_weights=False)[0], False, True),
+    "attention with weights": ("attention", lambda net, x: net.att(x, x, x)[0], False, False),
+    "cross attention": ("attention", lambda net, x: net.att(x, x + 1, x, need_weights=False)[0], False, False),
+    "product": ("products", lambda net, x: torch.sigmoid(net.f1(x)), False, True),
+    "product of a changed weight": ("products", lambda net, x: F.linear(x, net.f1.weight * 2), False, False),
+    "product by a part of a weight": ("products", lambda net, x: F.linear(x, net.f1.weight[:7]), False, False),
+    "batch norm": ("batch_norm", lambda net, x: net.b1(net.c1(x)), True, True),
+    "batch norm of what is read beside": ("batch_norm", norm_beside, True, False),
+    "batch norm before": ("batch_norm", lambda net, x: net.c2(net.b1(net.c1(x).sigmoid())), True, False),
+    "activation": ("epilogues", lambda net, x: F.relu(net.f1(x.sigmoid())), False, True),
+    "residual": ("epilogues", lambda net, x: net.f2(net.f1(x).sigmoid()) + x, False, True),
+    "residual of an image": ("epilogues", residual_of_an_image, True, True),
+    "activation of what is read twice": ("epilogues", read_twice, False, True),
+    "written between": ("epilogues", written_between, False, False),
+    "chain": ("chains", lambda net, x: net.f3(F.relu(net.f2(F.relu(net.f1(x.sigmoid()))))), False, True),
+    "chain whose middle is read": ("chains", lambda net, x: (y := net.f2(F.relu(net.f1(x)))) + net.f3(y), False, True),
+    "in place": ("in_place", lambda net, x: net.f1(x).sigmoid().mul(3).clamp(min=0.1), False, True),
+    "in place of the batch": ("in_place", in_place_of_the_batch, False, False),
+}
+
+
+def size(program: Program, rewrite: str) -> int:
+    """What the rewrite makes smaller, or more of."""
+    if rewrite == "in_place":
+        return sum(node.over is not None for node in program.nodes)
+    if rewrite == "products":
+        return sum(node.product is not None for node in program.nodes)
+    return len(program.nodes)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_rewrite_is_done_where_it_may(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite, form, image, done = FORMS[name]
+    full = program_of(form, image)
+    monkeypatch.setattr(planner, "REWRITES", {k: v for k, v in REWRITES.items() if k != rewrite})
+    assert (size(full, rewrite) != size(program_of(form, image), rewrite)) is done
+
+
+@pytest.mark.parametrize("left_out", [None, *REWRITES])
+@pytest.mark.parametrize("name", FORMS)
+def test_values_are_pytorchs_with_a_rewrite_and_without(
+    name: str, left_out: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, form, image, _ = FORMS[name]
+    a, b, model, given = network(form, image, 0), network(form, image, 1), network(form, image, 2), batch(image)
+    exact, plain = (losses(a, b, network(form, image, 2).to(dtype), given) for dtype in (torch.float64, torch.float32))
+    monkeypatch.setattr(planner, "REWRITES", {k: v for k, v in REWRITES.items() if k != left_out})
+    ours = mli_fast.sweep(model, a, b, [given], ALPHAS, check="all", progress=False)
+    assert ours.provenance["engine"] == "planned"
+    allowed = 2 * np.abs(plain / exact - 1).max() + 1e-6
+    assert np.abs(ours.loss / exact - 1).max() < allowed
+
+
+def losses(a: nn.Module, b: nn.Module, model: nn.Module, given: tuple[Tensor, Tensor]) -> np.ndarray:
+    found = []
+    dtype = next(model.parameters()).dtype
+    for alpha in ALPHAS:
+        ends = a.state_dict(), b.state_dict()
+        model.load_state_dict({k: torch.lerp(v.double(), ends[1][k].double(), alpha) for k, v in ends[0].items()})
+        with torch.no_grad():
+            outputs = model.eval()(given[0].to(dtype, copy=True))
+        found.append(F.cross_entropy(outputs, given[1]).item())
+    return np.array(found)
