@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-CALIBRATED = ("recalibrate", "recalibrate-ema")
+CALIBRATED = ("recalibrate", "recalibrate-ema", "update-bn")
+IN_BATCHES = ("recalibrate-ema", "update-bn")  # what they give depends on the batches
 POLICIES = ("interpolate", *CALIBRATED, "batch", "start", "end")
 
 
@@ -54,20 +55,6 @@ def names_of(module: str) -> tuple[str, str]:
     """The names of a batch norm's running mean and variance."""
     prefix = f"{module}." if module else ""
     return f"{prefix}running_mean", f"{prefix}running_var"
-
-
-def held(policy: str, default: Tensor) -> Tensor | None:
-    """The coefficients [P, R] of running statistics that are one end's everywhere; None for other policies.
-
-    Args:
-        policy: "start" is the first anchor's, "end" the last anchor's.
-        default: float64 [P, R], those of the parameters.
-    """
-    if policy not in ("start", "end"):
-        return None
-    one_hot = torch.zeros_like(default)
-    one_hot[:, 0 if policy == "start" else -1] = 1.0
-    return one_hot
 
 
 class Moments(NamedTuple):

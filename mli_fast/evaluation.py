@@ -320,10 +320,10 @@ class Evaluation:
         if "calibration" not in self._states:
             given = self.options.calibration
             if is_pair(given):
-                if self.options.batch_norm == "recalibrate-ema":
+                if self.options.batch_norm in batch_norms.IN_BATCHES:
                     raise ValueError(
-                        "batch_norm='recalibrate-ema' depends on the batches of training: give calibration= as batches "
-                        "(a DataLoader, or a list of (inputs, targets)), not as one (X, y) pair"
+                        f"batch_norm={self.options.batch_norm!r} depends on the batches of training: give calibration= "
+                        "as batches (a DataLoader, or a list of (inputs, targets)), not as one (X, y) pair"
                     )
                 given = cut(checked_pair(given, "calibration"), CALIBRATION_ROWS)
             with noting("while the calibration data was read"):

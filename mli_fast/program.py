@@ -42,7 +42,17 @@ IN_PLACE = {functional: in_place for in_place, functional in _FUNCTIONAL.items()
 VIEWS = frozenset({aten.view.default, aten._unsafe_view.default, aten.reshape.default})
 # Operators that see how a value lies in memory: with one of them no value may lie otherwise than in the record
 LAYOUT_SEEN = frozenset(
-    {"as_strided", "as_strided_", "as_strided_copy", "as_strided_scatter", "_reshape_alias", "view_as_complex", "set_"}
+    {
+        "as_strided",
+        "as_strided_",
+        "as_strided_copy",
+        "as_strided_scatter",
+        "_reshape_alias",
+        "view_as_complex",
+        "set_",
+        "resize_",
+        "resize_as_",
+    }
 )
 
 
@@ -106,7 +116,7 @@ class Program:
         self.depends = dependent(record, record.parameters)
         self.rewritten = assigned_once
         self.exact = any(isinstance(record.ops[i].func, Exit) for i in self.depends)
-        self.layout_seen = any(_name(op) in LAYOUT_SEEN or op.func is aten.view.dtype for op in record.ops)
+        self.layout_seen = any(_sees_layout(record, op) for op in record.ops)
 
     def _as_recorded(self) -> list[Node]:
         ops = self.record.ops
@@ -234,6 +244,13 @@ def dependent(record: Record, names: Iterable[str]) -> set[int]:
                 storages |= {s for s in op.reads - storages if last_write.get(s, -1) > i}
         if before == (len(found), len(storages)):
             return found
+
+
+def _sees_layout(record: Record, op: Op) -> bool:
+    """Whether an operator shows how a value lies in memory: by strides, as other numbers, by resizing what it fills."""
+    given = set(numbers_in((op.args, op.kwargs)))
+    resized = any(n is not None and n not in given and record.storage[n] in op.writes for n in op.outs)
+    return resized or _name(op) in LAYOUT_SEEN or op.func is aten.view.dtype
 
 
 def _name(op: Op) -> str:

@@ -69,8 +69,11 @@ def sweep(
             whose own loss is monotone on [0, 1]). Those hold one batch's outputs at all points.
         batch_norm: running statistics "interpolate" as the parameters do; are those of the "start" or the "end";
             "recalibrate": the exact mean and variance over the calibration data at every point, layer after layer;
-            "recalibrate-ema": what a pass in training mode over it leaves; "batch": those of each batch.
-        calibration: the data for the "recalibrate" policies, as `loader`; for "recalibrate-ema" in batches.
+            "recalibrate-ema": what a pass in training mode over it leaves of reset statistics (Lucas et al. 2021);
+            "update-bn": likewise, but the average over its batches, as `torch.optim.swa_utils.update_bn` (Garipov et
+            al. 2018); all but batch norm is in eval mode. "batch": those of each batch.
+        calibration: the data for the "recalibrate" policies and "update-bn", as `loader`; all but "recalibrate" want
+            batches.
         schedule: what moves otherwise than by alpha: kinds ("weight", "bias", "norm", "embedding", "last_bias"), layers
             or patterns of names -> "start", "end", "homogeneous", `schedules.power(p)` or a function of alphas; see
             `mli_fast.schedules.assign`.

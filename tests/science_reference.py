@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 
 from tests.reference import Criterion, State, call, cast, score, to_dtype
 
@@ -224,13 +225,47 @@ def recalibrated_ema_losses(
 ) -> np.ndarray:
     """Mean loss at each state after one pass that updates its statistics as training does, [P].
 
-    Each module's own momentum, from the statistics that the state holds.
+    Each module's own momentum, from reset statistics.
     """
 
     def pass_over(network: nn.Module) -> None:
         only_batch_norms_train(network)
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                module.reset_running_stats()
         for batch in calibration:
             call(network, to_dtype(batch, torch.float64))
+        network.eval()
+
+    return curve_losses(model, states, batches, criterion, pass_over)
+
+
+class _OfBatches(nn.Module):
+    """A network as a module of whole batches, whose modes stay what they are."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def train(self, mode: bool = True) -> _OfBatches:
+        return self
+
+    def forward(self, batch: Any) -> None:
+        call(self.network, batch)
+
+
+def updated_losses(
+    model: nn.Module,
+    states: Iterable[State],
+    calibration: Batches,
+    batches: Batches,
+    criterion: Criterion = "cross_entropy",
+) -> np.ndarray:
+    """Mean loss at each state after `torch.optim.swa_utils.update_bn`, all but batch norm in eval mode, [P]."""
+
+    def pass_over(network: nn.Module) -> None:
+        only_batch_norms_train(network)
+        update_bn(([to_dtype(batch, torch.float64)] for batch in calibration), _OfBatches(network))
         network.eval()
 
     return curve_losses(model, states, batches, criterion, pass_over)

@@ -1,4 +1,4 @@
-"""Ways out of PyTorch that pass the dispatcher by: noted while a pass is recorded.
+"""Ways out of PyTorch that pass the dispatcher by, noted while a pass is recorded, and what it does otherwise then.
 
 Methods are patched, since a function mode would turn PyTorch's fast paths off.
 """
@@ -55,6 +55,8 @@ def noted(note: Note, refuse: Refuse) -> Iterator[None]:
         patch(Tensor, "tolist", lambda original: _noting(original, note, "tolist", 0))
         for holder in (torch, Tensor):
             patch(holder, "tensor_split", lambda original: _noting(original, note, "tolist", 1))
+        for holder, name in ((torch, "matmul"), (Tensor, "matmul"), (Tensor, "__matmul__"), (Tensor, "__rmatmul__")):
+            patch(holder, name, _expanding)
         for name in _RECURRENT:
             patch(torch._VF, name, lambda original: _noting(original, note, "tolist", 1))
         for name in ("tensor", "as_tensor", "asarray", "scalar_tensor"):
@@ -87,6 +89,20 @@ def _noting(original: Any, note: Note, kind: str, at: int) -> Any:
         return original(*args, **kwargs)
 
     return method
+
+
+def _expanding(original: Any) -> Any:
+    """A batched product by a single matrix as PyTorch does it where nobody records: under a mode it folds the batch."""
+
+    def product(a: Any, b: Any, **kwargs: Any) -> Any:
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() == b.dim() == 3 and len(a) != len(b):
+            if len(a) == 1 and not a.requires_grad:
+                a = a.expand(len(b), -1, -1)
+            elif len(b) == 1 and not b.requires_grad:
+                b = b.expand(len(a), -1, -1)
+        return original(a, b, **kwargs)
+
+    return product
 
 
 def _refusing(original: Any, refuse: Refuse, why: str) -> Any:

@@ -30,6 +30,7 @@ class Operator:
         writes: (position, name) of the arguments that are written to.
         refused: why no record may hold it; None if one may.
         dynamic: the shape of its result depends on data.
+        gives_sizes: numbers among its results are sizes of what it was given.
         literal: it hands on a tensor made from Python data.
     """
 
@@ -37,6 +38,7 @@ class Operator:
         "_names",
         "_schema",
         "dynamic",
+        "gives_sizes",
         "is_index",
         "is_item",
         "literal",
@@ -60,7 +62,10 @@ class Operator:
         self.random = torch.Tag.nondeterministic_seeded in func.tags
         self.statistics = name in _STATISTICS
         self.is_index = name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
-        self.dynamic = torch.Tag.dynamic_output_shape in func.tags and name != "aten::_local_scalar_dense"
+        self.dynamic = name == "torchvision::nms" or (
+            torch.Tag.dynamic_output_shape in func.tags and name != "aten::_local_scalar_dense"
+        )
+        self.gives_sizes = name.startswith("aten::_scaled_dot_product")
         self.is_item = name == "aten::_local_scalar_dense"
         self.literal = name in ("aten::lift_fresh", "aten::lift", "aten::lift_fresh_copy")
         self.packs = name == "aten::_pack_padded_sequence"

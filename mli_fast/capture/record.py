@@ -34,7 +34,7 @@ class Op:
 class Exit:
     """Data that left PyTorch as Python data: calling it on the same value must give the same answer."""
 
-    kind: str  # "item", "tolist" or "shape"
+    kind: str  # "item", "tolist", "shape", or an operator's name
     answer: Any
 
     def __call__(self, value: Tensor) -> None:
@@ -44,6 +44,22 @@ class Exit:
             OtherAnswer: it does not, so that the rest of the record need not be what the model does.
         """
         if not same_data(taken(self.kind, value), self.answer):
+            raise OtherAnswer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer(Exit):
+    """What an operator gives that is no tensor, such as `torch.equal`'s: calling it again must give the same."""
+
+    func: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Raise `OtherAnswer` unless the operator gives the answer of the record.
+
+        Raises:
+            OtherAnswer: it does not.
+        """
+        if not same_data(self.func(*args, **kwargs), self.answer):
             raise OtherAnswer
 
 

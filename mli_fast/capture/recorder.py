@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mli_fast.capture.operators import PLAIN_DATA, operator
-from mli_fast.capture.record import Exit, Geometry, Op, Record, Ref, taken
+from mli_fast.capture.record import Answer, Exit, Geometry, Op, Record, Ref, taken
 
 _TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 _storage_of = Tensor.untyped_storage  # as it is before `exits.noted` patches it
@@ -202,8 +202,13 @@ class Recorder(TorchDispatchMode):
             for ref in given if isinstance(given, (list, tuple)) else (given,):
                 if type(ref) is Ref:
                     writes.add(storage[ref.number])
+        if type(out) in (bool, int, float, complex):
+            answer = Answer(str(func), out, func)
+            self.record.ops.append(Op(answer, args_, kwargs_, [], True, reads, writes))
+            return
         single = isinstance(out, Tensor) or out is None
-        outs = [None if t is None else self._made(t, func) for t in ((out,) if single else out)]
+        parts = (out,) if single else out
+        outs = [None if t is None or (known.gives_sizes and type(t) is int) else self._made(t, func) for t in parts]
         self.record.ops.append(Op(func, args_, kwargs_, outs, single, reads, writes))
         if known.dynamic and (not known.is_index or _has_mask(args[1])):
             for number, tensor in zip(outs, (out,) if single else out, strict=True):

@@ -53,8 +53,8 @@ Metric = Annotated[
 BatchNorm = Annotated[
     str,
     typer.Option(
-        help="Running statistics of batch norm between the ends: interpolate, start, end, batch, or recalibrate or "
-        "recalibrate-ema over --calibration.",
+        help="Running statistics of batch norm between the ends: interpolate, start, end, batch, or recalibrate, "
+        "recalibrate-ema or update-bn over --calibration.",
         metavar="POLICY",
     ),
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +60,7 @@ def calibrated(policy: str, network: Network, points: Points, batches: Iterable[
     kept = list(batches)
     if not kept:
         raise ValueError("calibration is empty: there is nothing to take statistics over")
-    rule = recalibrated if policy == "recalibrate" else recalibrated_ema
+    rule = RULES[policy]
     every = range(points.count)
     with random_state_kept(), noting("while batch norm was calibrated"):
         tables = rule(Forwards(network, points), kept, every)
@@ -161,28 +163,40 @@ class _Widest:
         return mean, variance
 
 
-def recalibrated_ema(forwards: Forwards, batches: list[Any], which: Iterable[int]) -> Tables:
-    """What a pass in training mode leaves: exponential averages from the interpolated statistics on, at every point.
+def moved(forwards: Forwards, batches: list[Any], which: Iterable[int], average: bool) -> Tables:
+    """What passes in training mode leave of reset statistics (mean 0, variance 1, no batch seen), at every point.
 
-    Each batch norm normalises by its batch's statistics and moves its running ones by its own momentum (None: the
-    average over the batches so far), as PyTorch's does; all else is in eval mode. Every batch is read once.
+    Each batch norm normalises by its batch's statistics and moves its running ones as PyTorch's does: by its own
+    momentum, as Lucas et al. (2021) do, or towards the average over its calls so far where that is None, as
+    `torch.optim.swa_utils.update_bn` does with all. All else is in eval mode. Every batch is read once.
+
+    Args:
+        forwards: runs the network.
+        batches: the calibration data.
+        which: the points.
+        average: whether every momentum counts as None.
     """
-    points, tables = forwards.points, _interpolated(forwards)
-    for count, batch in enumerate(batches, 1):
-        for p in which:
-            visit = _moving(tables, p, count)
-            where = f"while the statistics of point {p} of {points.count} were moved by calibration batch {count - 1}"
+    points = forwards.points
+    tables = _interpolated(forwards)
+    for name, table in tables.items():
+        table.fill_(1.0 if name.endswith("running_var") else 0.0)
+    for p in which:
+        calls: Counter[str] = Counter()
+        visit = _moving(tables, p, calls, average)
+        for index, batch in enumerate(batches):
+            where = f"while the statistics of point {p} of {points.count} were moved by calibration batch {index}"
             with noting(where), normalising_by(forwards.network.model, visit):
                 forwards.run(batch, p)
     return tables
 
 
-def _moving(tables: Tables, p: int, count: int) -> Visit:
-    """Takes the batch's statistics, and moves point p's running ones towards them as batch `count` does."""
+def _moving(tables: Tables, p: int, calls: Counter[str], average: bool) -> Visit:
+    """Takes the batch's statistics, and moves point p's running ones towards them."""
 
     def visit(name: str, module: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
         moments = Moments.of(x)
-        factor = 1.0 / (_tracked(module) + count) if module.momentum is None else module.momentum
+        calls[name] += 1
+        factor = 1.0 / calls[name] if average or module.momentum is None else module.momentum
         for table, values in zip(names_of(name), (moments.mean, moments.unbiased(name)), strict=True):
             tables[table][p].lerp_(values.to(x.dtype), factor)
         return moments.mean, moments.variance
@@ -190,9 +204,11 @@ def _moving(tables: Tables, p: int, count: int) -> Visit:
     return visit
 
 
-def _tracked(module: _BatchNorm) -> int:
-    """How many batches the checkpoint says it has seen."""
-    return 0 if module.num_batches_tracked is None else int(module.num_batches_tracked)
+RULES: dict[str, Callable[[Forwards, list[Any], Iterable[int]], Tables]] = {
+    "recalibrate": recalibrated,
+    "recalibrate-ema": partial(moved, average=False),
+    "update-bn": partial(moved, average=True),
+}
 
 
 def _interpolated(forwards: Forwards) -> Tables:

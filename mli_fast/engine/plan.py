@@ -54,10 +54,10 @@ class Plan:
         self.rewritten = program.rewritten
         self._targets_from = len(leaves_of(program.record.tree[0]))
         self.together, self.most = folds(program, self._is_per_point, network.device)
-        made = {n for node in program.nodes if self._is_per_point(node) for n in node.outs}
+        made = {n for node in program.nodes if self._is_per_point(node) for n in node.outs} | set(program.name_of)
         self.targets_shared = all(n not in made for n in program.outputs[self._targets_from :])
-        if not self.targets_shared:  # targets have no points in front
-            self.together, self.most = False, 1
+        if not self.targets_shared or any(n in program.name_of for n in program.outputs if n is not None):
+            self.together, self.most = False, 1  # targets have no points in front, and a parameter has one point's
         self._scope: dict[str, Any] = {"torch": torch, "same_geometry": same_geometry}
         self._coefficients: list[Tensor] = []
         self._weights: list[tuple[str, int]] = []  # (name, table of its scale)
@@ -119,9 +119,11 @@ class Plan:
     def _write(self, names: list[str]) -> None:
         program = self.program
         nodes = [n for n in program.nodes if self._is_per_point(n)]
-        made = {n for node in nodes for n in node.outs if n is not None}
+        given = sorted({n for n in program.outputs if n in program.name_of})
+        made = {n for node in nodes for n in node.outs if n is not None} | set(given)
         copied_for_all, copied = self._written(nodes)
         lines = [f"{_listed(numbers)} = same_geometry([{_listed(numbers)}])" for numbers in copied]
+        lines += [f"v{n} = {self._text(Ref(n), names)}.clone()" for n in given]
         last = {n: i for i, node in enumerate(nodes) for n in (*node.inputs, *(o for o in node.outs if o is not None))}
         wanted = {n for numbers in copied for n in numbers}
         for i, node in enumerate(nodes):

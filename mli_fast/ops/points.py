@@ -41,7 +41,8 @@ def aligned(tensor: Tensor) -> Tensor:
 
     A point's slice of a larger tensor starts anywhere, and the vendor's products round differently there.
     """
-    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % 64 else tensor
+    in_memory = tensor.device.type == "cpu" and tensor.layout is torch.strided
+    return tensor.clone() if in_memory and tensor.data_ptr() % 64 else tensor
 
 
 def packed(tensor: Tensor | None) -> Tensor | None:
