@@ -28,7 +28,7 @@ from mli_fast.engine import Work, evaluate_all
 from mli_fast.engine.batches import checked_loader, checked_pair, cut, default_forward, is_pair
 from mli_fast.engine.calibration import calibrated
 from mli_fast.engine.feeding import fed, resident
-from mli_fast.engine.guard import noting, on, random_state_kept
+from mli_fast.engine.guard import noting, on, random_state_kept, without_autocast
 from mli_fast.engine.listing import listing
 from mli_fast.engine.network import Network
 from mli_fast.engine.passes import Passes
@@ -112,7 +112,7 @@ class Evaluation:
                 torch.inference_mode(False),
                 torch.no_grad(),
             ]
-            contexts += [torch.autocast(kind, enabled=False) for kind in {"cpu", self.device.type}]
+            contexts.append(without_autocast({"cpu", self.device.type}))
             for context in contexts:
                 stack.enter_context(context)
             self._choice: Choice = stack.enter_context(requested(self.options.backend, tf32))

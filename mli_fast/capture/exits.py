@@ -25,12 +25,13 @@ _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # with packed sequences th
 
 
 @contextlib.contextmanager
-def noted(note: Note, refuse: Refuse) -> Iterator[None]:
+def noted(note: Note, refuse: Refuse, unseen: Refuse) -> Iterator[None]:
     """Within the block every exit that the dispatcher does not see is reported.
 
     Args:
         note: gets the tensor whose numbers leave as Python data, before they do.
         refuse: gets the reason why nothing is known of what comes back.
+        unseen: gets the reason why from now on not all that runs is seen.
     """
     with contextlib.ExitStack() as stack:
 
@@ -66,11 +67,11 @@ def noted(note: Note, refuse: Refuse) -> Iterator[None]:
             "_disable_current_modes",
             lambda original: _refusing(original, refuse, "dispatch modes are switched off (a tensor is printed?)"),
         )
-        patch(threading.Thread, "start", lambda original: _refusing(original, refuse, "a thread is started"))
+        patch(threading.Thread, "start", lambda original: _refusing(original, unseen, "a thread is started"))
         patch(
             concurrent.futures.ThreadPoolExecutor,
             "submit",
-            lambda original: _refusing(original, refuse, "a thread pool is used"),
+            lambda original: _refusing(original, unseen, "a thread pool is used"),
         )
         yield
 

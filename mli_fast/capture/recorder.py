@@ -64,6 +64,11 @@ class Recorder(TorchDispatchMode):
         if self.refused is None:
             self.refused = why
 
+    def unseen(self, why: str) -> None:
+        """Not all that runs comes by here: it may reach a twin."""
+        self.refuse(why)
+        self.twins_seen = bool(self._twins)
+
     def close(self) -> None:
         """Give up the storages' addresses."""
         for reference in self._weak:
@@ -138,6 +143,14 @@ class Recorder(TorchDispatchMode):
             return False
         return _storage_of(tensor)._cdata not in self._first
 
+    def _look_for_twins(self, args: Any) -> None:
+        """The one question that has to be answered in a refused pass as well."""
+        for a in args:
+            if type(a) in (list, tuple):
+                self._look_for_twins(a)
+            elif type(a) in _TENSORS and a.layout is torch.strided and _storage_of(a)._cdata in self._twins:
+                self.twins_seen = True
+
     def _constant(self, tensor: Tensor) -> int:
         number = self._new(tensor)
         self.record.constants[number] = tensor
@@ -156,6 +169,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.refused is not None:
+            self._look_for_twins(args)
             return func(*args, **kwargs)
         try:
             known = operator(func)

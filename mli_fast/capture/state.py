@@ -80,6 +80,16 @@ class State:
             found += [_joined(name, key) for key, now, was in pairs if now is not was and not _same_number(now, was)]
         return found + [name for name, tensor, version, _ in self._tensors if _version(tensor) != version]
 
+    def differing(self) -> list[str]:
+        """What is not as it was, by name; also what is new."""
+        found = self.replaced()
+        for name, container, keys, values in self._entries:
+            if isinstance(container, dict):
+                found += [_joined(name, key) for key in container if key not in keys]
+            elif len(container) != len(values):
+                found.append(name)
+        return found
+
     def numbers(self) -> dict[str, Any]:
         """The numbers and words on the modules, by name."""
         found = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,22 @@ class Noise:
         torch.set_rng_state(self._cpu)
         if self._gpu is not None:
             torch.cuda.set_rng_state(self._gpu)
+
+
+@contextlib.contextmanager
+def without_autocast(kinds: Iterable[str]) -> Iterator[None]:
+    """Within the block the caller's autocast is off: it is the sweep that says the precision.
+
+    No context of autocast's own, which would be the outermost one: values cast in the model would then be kept.
+    """
+    before = {kind: torch.is_autocast_enabled(kind) for kind in kinds}
+    try:
+        for kind in before:
+            torch.set_autocast_enabled(kind, False)
+        yield
+    finally:
+        for kind, was in before.items():
+            torch.set_autocast_enabled(kind, was)
 
 
 @contextlib.contextmanager

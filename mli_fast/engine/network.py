@@ -142,11 +142,13 @@ class Network:
     # ---- passes
     def run(self, batch: Any) -> tuple[Any, Any]:
         """(outputs, targets) of one batch, which may be written to, with what is in memory."""
+        torch.clear_autocast_cache()  # what autocast cast of other values
         with _eager():
             return self._forward(self.model, batch)
 
     def evaluate(self, values: Mapping[str, Tensor], batch: Any) -> tuple[Any, Any]:
         """(outputs, targets) with these values for parameters and buffers; they may be differentiated."""
+        torch.clear_autocast_cache()
         every = {f"model.{alias}": value for name, value in values.items() for alias in self._aliases[name]}
         return functional_call(_Called(self.model, self._forward), every, (batch,), tie_weights=False)
 

@@ -69,6 +69,11 @@ class Passes:
         finally:
             self._put_back(versions)
 
+    def look(self, points: Points, batch: Any) -> None:
+        """See once what a model reaches and carries on, where its passes are not recorded."""
+        if not self._looked_at:
+            self.record(points, batch, points.count // 2)
+
     def _versions(self) -> list[int]:
         return [t._version for t in self.network.own.values()]
 
@@ -98,7 +103,7 @@ class Passes:
         now = network.state.numbers()
         counted = [n for n, v in now.items() if n in before and (v != before[n]) and n in suspects]
         if counted or not _equal(result, again):
-            names = counted or suspects or ["what the model keeps"]
+            names = counted or suspects or network.state.differing() or ["what the model keeps"]
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise ValueError(
                 f"the model carries state from one pass to the next ({shown}), so that a value would depend on the "

@@ -89,6 +89,8 @@ class Planner:
             except Unreadable as unreadable:
                 why = str(unreadable)
         if why is not None:
+            with noting("in a pass that is looked at"):
+                self.passes.look(points, batch)
             return self._plainly(why)
         found = self._known(points, batch, key, held)
         if found is None and key not in self._refused:
