@@ -71,6 +71,7 @@ class Planner:
     _refused: dict[Any, str] = field(default_factory=dict)
     _plans: dict[tuple[int, int], Plan | None] = field(default_factory=dict)
     plain_only: str | None = None
+    _last: tuple[Plan, Any, Shared] | None = None
 
     def route(self, points: Points, batch: Any, following: Any, held: Held | None) -> Route:
         """How this batch is computed.
@@ -120,9 +121,10 @@ class Planner:
                 self._refused.setdefault(key, next(reversed(self.reasons), "no plan"))
                 return None
             try:
-                shared = plan.shared(list(tensors_in(batch)), held)
+                shared = self._shared(plan, batch) if held is None else plan.shared(list(tensors_in(batch)), held)
             except OtherAnswer:
                 continue
+            self._last = None
             way = PLANNED if plan.rewritten else REPLAY
             self.used.add(way)
             return Route(plan, shared, way)
@@ -200,7 +202,7 @@ class Planner:
             if p >= points.count:
                 continue
             try:
-                why = self.differs(plan, batch, p, plain)
+                why = self.differs(plan, self._shared(plan, batch), p, plain)
             except OtherAnswer:
                 why = None  # this point of other points takes another way
             if why is not None:
@@ -213,9 +215,14 @@ class Planner:
         self.used.add(PLAIN)
         self.reasons["at some points numbers that leave PyTorch took another way"] = None
 
-    def differs(self, plan: Plan, batch: Any, p: int, plain: list[Tensor]) -> str | None:
+    def _shared(self, plan: Plan, batch: Any) -> Shared:
+        """What a batch's points share; that of the last batch is kept while its plan is made."""
+        if self._last is None or self._last[0] is not plan or self._last[1] is not batch:
+            self._last = plan, batch, plan.shared(list(tensors_in(batch)))
+        return self._last[2]
+
+    def differs(self, plan: Plan, shared: Shared, p: int, plain: list[Tensor]) -> str | None:
         """What differs between a plan's result of a batch at point p and plain PyTorch's tensors."""
-        shared = plan.shared(list(tensors_in(batch)))
         ours = plan.tensors(plan.prepare(p, p + 1), shared)
         return difference(ours, plain, exact=not plan.rewritten and not self.compile)
 

@@ -251,7 +251,7 @@ class _Loop:
         if check is False:
             return
         for one, route in zip(group, routes, strict=True):
-            if route.plan is None:
+            if route.plan is None or route.shared is None:
                 continue
             every = check == "all"
             turn = range(work.points.count) if every else [self._turn % work.points.count]
@@ -263,7 +263,7 @@ class _Loop:
                 self._passes.noise = one.noise or self._passes.noise
                 plain = list(tensors_in(self._passes.plain(work.points, one.batch, p)))
                 try:
-                    why = self._planner.differs(route.plan, one.batch, p, plain)
+                    why = self._planner.differs(route.plan, route.shared, p, plain)
                 except OtherAnswer:
                     why = None
                 self._checking += time.perf_counter() - now
