@@ -54,6 +54,7 @@ def by_policy(
         "interpolate": {},
         "recalibrate": {"calibration": data},
         "recalibrate-ema": {"calibration": batches},
+        "update-bn": {"calibration": batches},
         "batch": {},
         "start": {},
         "end": {},
@@ -78,7 +79,7 @@ def row(result: mli_fast.SweepResult) -> dict[str, float]:
 
 
 def say(task: Task, trained: pd.DataFrame, joined: pd.DataFrame) -> None:
-    usual = ["interpolate", "recalibrate", "recalibrate-ema"]
+    usual = ["interpolate", "recalibrate", "recalibrate-ema", "update-bn"]
     plateaus = ", ".join(f"{policy} {trained.loc[policy, PLATEAU]:.2f}" for policy in usual)
     barriers = ", ".join(f"{policy} {joined.loc[policy, 'barrier (chord)']:.2f}" for policy in usual)
     task.say(
@@ -87,8 +88,8 @@ def say(task: Task, trained: pd.DataFrame, joined: pd.DataFrame) -> None:
         f"Barrier between two networks: {barriers}.",
         f"With the statistics of the start the trained network has a loss of {trained.loc['start', 'loss at 1']:.2g},",
         f"with its own {trained.loc['end', 'loss at 1']:.2g}.",
-        "'recalibrate-ema' begins with the interpolated statistics and forgets them only over many batches:",
-        "on little data it lies between 'interpolate' and 'recalibrate'.",
+        "'recalibrate-ema' begins with mean 0 and variance 1 and forgets them only over many batches:",
+        "on little data they are still seen in it, where 'update-bn' averages over the batches alone.",
     )
 
 

@@ -1,11 +1,12 @@
 """PyTorch's own database of functions: each as a small network, replayed bit for bit, and planned.
 
-`python -m tests.opinfo` takes every function; see `judged`.
+`python -m tests.opinfo` takes every function, see `main` and `judged`.
 """
 
 from __future__ import annotations
 
 import copy
+import random
 import sys
 import warnings
 from collections import Counter
@@ -101,11 +102,14 @@ def judged(net: Applied, batch: dict[str, Tensor]) -> str:
             with forced(how), Evaluation(copy.deepcopy(net), [batch, other], options) as evaluation:
                 work = evaluation._work(Job(line, line.points(POINTS)), evaluation.anchors(line))
                 planner = evaluation._planner()
-                for one, following in ((batch, other), (other, batch)):
-                    try:
-                        plain = [planner.passes.plain(work.points, one, p)[0] for p in range(len(POINTS))]
-                    except Exception:  # noqa: BLE001 - the function's own
-                        return "fails in PyTorch"
+                try:
+                    of_both = [
+                        [planner.passes.plain(work.points, one, p)[0] for p in range(len(POINTS))]
+                        for one in (batch, other)
+                    ]
+                except Exception:  # noqa: BLE001 - the function's own
+                    return "fails in PyTorch"
+                for one, following, plain in ((batch, other, of_both[0]), (other, batch, of_both[1])):
                     route = planner.route(work.points, one, following, None)
                     if planner.differing is not None:
                         return f"the self-check saw: {planner.differing} ({how})"
@@ -136,12 +140,15 @@ def _same(mine: Tensor, theirs: Tensor, exact: bool) -> bool:
 
 
 def main() -> None:
-    """Judge every function, or those whose name holds the first argument."""
+    """Judge every function; or those whose name holds the argument; or, by "--some COUNT SEED", some."""
     found: Counter[str] = Counter()
-    for op in op_db:
-        if len(sys.argv) > 1 and sys.argv[1] not in op.name:
-            continue
-        for verdict in of_function(op, most=6):
+    functions, most = list(op_db), 6
+    if sys.argv[1:2] == ["--some"]:
+        functions, most = random.Random(int(sys.argv[3])).sample(functions, int(sys.argv[2])), 2
+    elif len(sys.argv) > 1:
+        functions = [op for op in functions if sys.argv[1] in op.name]
+    for op in functions:
+        for verdict in of_function(op, most):
             kind = verdict[1].split(":")[0]
             found[kind] += 1
             if not verdict[1].startswith(("right", "fails")):

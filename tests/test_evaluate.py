@@ -444,7 +444,7 @@ def test_a_model_that_writes_into_its_buffers_does_not_reach_the_checkpoints(opt
     held = [{k: bits(v) for k, v in state.items()} for state in states]
     c = Case(model, *states, case("mlp").batches)
     with forced("plain"):
-        c.sweep(3, **options)
+        c.sweep(3, state="per-batch", **options)
     assert [{k: bits(v) for k, v in state.items()} for state in states] == held
 
 

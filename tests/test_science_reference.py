@@ -176,11 +176,11 @@ def test_batch_norms_come_in_the_order_they_run() -> None:
 
 
 def test_ema_is_the_modules_own_momentum(normed: Any) -> None:
-    """From the statistics that the state holds, batch after batch; what comes after uses what is left in the end."""
+    """From reset statistics, batch after batch; what comes after uses what is left in the end."""
     model, batches = normed
     model[1].momentum = 0.3
     model[1].running_mean.fill_(5.0)
-    mean = torch.full((3,), 5.0, dtype=torch.float64)
+    mean = torch.zeros(3, dtype=torch.float64)
     for given in first_inputs(model, batches).split(7):
         mean = 0.7 * mean + 0.3 * given.mean((0, 2, 3))
     seen: list[Tensor] = []

@@ -52,6 +52,7 @@ class Network:
         self.memory = {name: tensor.detach() for name, tensor in self.own.items()}
         self._given = State(self.model, {id(t) for t in self.own.values()})
         self._slowly = not _loads_plainly(self.model)
+        as_given = dtype is None and not self._slowly and not any(m.training for m in self.model.modules())
         self.model.eval()
         self._writers: dict[tuple[int, tuple[str, ...]], tuple[Points, Writer]] = {}
         self._holds: Any = None  # the points and the names whose constants are in memory
@@ -60,7 +61,10 @@ class Network:
         self.layouts: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         if dtype is not None:
             self.model.register_forward_pre_hook(lambda _, args, kwargs: _cast((args, kwargs), dtype), with_kwargs=True)
-        self.look_again()
+        if as_given:
+            self.state = self._given
+        else:
+            self.look_again()
 
     def look_again(self) -> None:
         """The model was changed on purpose: this is what passes start from."""
