@@ -14,10 +14,11 @@ from benchmarks.zoo.specimen import Entry, Specimen, against_noise
 C = 8  # channels
 SHAPES = {0: (C,), 1: (C, 12), 2: (C, 8, 8), 3: (C, 4, 6, 6)}  # of an example, by spatial dimensions
 
-ACTIVATIONS = (
-    "CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh Identity LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 "
-    "SELU SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Dropout AlphaDropout FeatureAlphaDropout"
-).split()
+ACTIVATIONS = [
+    "CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU",
+    "LogSigmoid", "Mish", "PReLU", "RReLU", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink",
+    "Softsign", "Tanh", "Tanhshrink", "Dropout", "AlphaDropout", "FeatureAlphaDropout",
+]  # fmt: skip
 
 
 def _one(kind: str, *args: Any, dims: int = 0, **options: Any) -> tuple[int, Callable[[], nn.Module]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
 
@@ -11,13 +13,13 @@ def importable() -> None:
     No model here uses them.
     """
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except (ImportError, RuntimeError):
         library = torch.library.Library("torchvision", "DEF")
         _KEPT.append(library)
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
 
 
 _KEPT: list[object] = []  # a library's names go with it

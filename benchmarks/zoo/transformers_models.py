@@ -21,24 +21,48 @@ FIRST = (
     "longformer", "reformer", "nystromformer", "fnet", "mpt", "falcon", "mamba2", "qwen3_next", "perceiver",
 )  # fmt: skip
 WIDTHS = {
-    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "word_embed_proj_dim", "dim_model"), 32),
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "word_embed_proj_dim"), 32),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers"), 2),
     **dict.fromkeys(("num_decoder_layers", "num_encoder_layers", "depth"), 2),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"), 4),
     **dict.fromkeys(("decoder_attention_heads",), 4),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
-    **dict.fromkeys(("intermediate_size", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim"), 48),
+    **dict.fromkeys(("intermediate_size", "d_ff", "n_inner", "d_inner", "ffn_dim"), 48),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 48),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 24),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "moe_top_k", "topk_group", "n_group", "num_experts_per_token"), 2),
-    **dict.fromkeys(("head_dim", "d_kv", "kv_channels", "attention_head_size", "qk_nope_head_dim", "v_head_dim"), 8),
-    **dict.fromkeys(("qk_rope_head_dim", "qk_head_dim"), 8),
+    **dict.fromkeys(("num_experts_per_tok", "moe_top_k", "num_experts_per_token"), 2),
+    **dict.fromkeys(("head_dim", "d_kv", "kv_channels", "d_head", "qk_nope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("qk_rope_head_dim", "attention_head_size"), 8),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_source_positions", "max_target_positions"), 128),
     "vocab_size": 99, "image_size": 32, "patch_size": 8, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
     "sliding_window": 16, "num_mel_bins": 16, "attention_window": 8, "block_size": 8, "max_seq_len": 128,
     "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "projection_dim": 32, "state_size": 8,
     "use_cache": False, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+STAGES = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2]}
+WHOLE: dict[str, dict[str, Any]] = {  # where names do not tell enough
+    "funnel": {"vocab_size": 99, "block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48},
+    "mamba2": {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8,
+               "state_size": 8, "n_groups": 2, "use_cache": False},
+    "reformer": {"vocab_size": 99, "hidden_size": 32, "num_attention_heads": 2, "attention_head_size": 16,
+                 "feed_forward_size": 48, "attn_layers": ["local", "lsh"], "axial_pos_shape": [4, 4],
+                 "axial_pos_embds_dim": [16, 16], "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4,
+                 "num_buckets": 2, "hash_seed": 0, "is_decoder": False},
+    "swin": {"image_size": 32, "patch_size": 4, "window_size": 4, **STAGES},
+    "swinv2": {"image_size": 32, "patch_size": 4, "window_size": 4, **STAGES},
+    "donut-swin": {"image_size": 32, "patch_size": 4, "window_size": 4, **STAGES},
+    "convnext": {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 1], "image_size": 32},
+    "convnextv2": {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 1], "image_size": 32},
+    "perceiver": {"num_latents": 8, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 2,
+                  "num_self_attention_heads": 2, "num_cross_attention_heads": 2},
+    **dict.fromkeys(("deepseek_v3", "deepseek_v2"), {
+        "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 16,
+        "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "use_cache": False}),
 }  # fmt: skip
 
 
@@ -74,6 +98,8 @@ def _tiny(name: str) -> nn.Module:
     torch.manual_seed(0)
     kind = CONFIG_MAPPING[name]
     config = _shrunk(kind)
+    chosen = AutoModel._model_mapping[kind]
+    config.architectures = [(chosen[0] if isinstance(chosen, tuple) else chosen).__name__]
     with torch.device("meta"):
         count = sum(p.numel() for p in AutoModel.from_config(config).parameters())
     if count > MOST:
@@ -92,15 +118,22 @@ def _shrunk(kind: type) -> Any:
                 lists[key] = [1] * len(value)
             elif key in ("hidden_sizes", "embed_dims", "encoder_hidden_size", "conv_dim"):
                 lists[key] = [16 * (i + 1) for i in range(len(value))] if key != "conv_dim" else [16] * len(value)
-    for chosen in ({**known, **lists}, known):
+    chosen = WHOLE.get(given.model_type) or _accepted(kind, {**known, **lists})
+    for sub in getattr(kind, "sub_configs", {}):
+        part = getattr(given, sub, None)
+        if part is not None:
+            chosen = {**chosen, **_accepted(kind, {sub: _shrunk(type(part)).to_dict()}, chosen)}
+    return kind(**chosen)
+
+
+def _accepted(kind: type, wanted: dict[str, Any], given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the configuration takes of it; twice, as some is taken only beside the rest."""
+    chosen: dict[str, Any] = {}
+    for key, value in [*wanted.items()] * 2:
         with contextlib.suppress(Exception):
-            made = kind(**chosen)
-            for sub in getattr(kind, "sub_configs", {}):
-                part = getattr(made, sub, None)
-                if part is not None:
-                    chosen = {**chosen, sub: _shrunk(type(part)).to_dict()}
-            return kind(**chosen)
-    return given
+            kind(**{**(given or {}), **chosen, key: value})
+            chosen[key] = value
+    return chosen
 
 
 def _settable(config: Any, key: str) -> bool:
