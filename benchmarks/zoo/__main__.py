@@ -118,6 +118,9 @@ def main() -> None:
     chosen = parser.parse_args()
     only = set(chosen.only.split(",")) if chosen.only else None
     found: list[dict[str, Any]] = []
+    if only and chosen.out.exists():  # the other lines stay
+        before = json.loads(chosen.out.read_text())["rows"]
+        found = [row for row in before if not {row["group"], row["name"], _source(row["group"])} & only]
     torch.set_num_threads(1)
     torchvision_names.importable()
     for source, module in SOURCES.items():
@@ -137,6 +140,10 @@ def main() -> None:
             chosen.out.write_text(json.dumps(document, indent=1, default=str) + "\n")
             chosen.out.with_suffix(".md").write_text(table(found) + "\n")
     print(Counter((row["group"], row["status"], row.get("engine", "")) for row in found))
+
+
+def _source(group: str) -> str:
+    return "transformers" if group == "peft" else group
 
 
 def _version(name: str) -> str | None:
