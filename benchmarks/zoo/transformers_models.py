@@ -43,6 +43,12 @@ WIDTHS = {
 }  # fmt: skip
 
 STAGES = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2]}
+DEEPSEEK = {
+    "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 16,
+    "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "use_cache": False,
+}  # fmt: skip
 WHOLE: dict[str, dict[str, Any]] = {  # where names do not tell enough
     "funnel": {"vocab_size": 99, "block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48},
     "mamba2": {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8,
@@ -58,11 +64,8 @@ WHOLE: dict[str, dict[str, Any]] = {  # where names do not tell enough
     "convnextv2": {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 1], "image_size": 32},
     "perceiver": {"num_latents": 8, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 2,
                   "num_self_attention_heads": 2, "num_cross_attention_heads": 2},
-    **dict.fromkeys(("deepseek_v3", "deepseek_v2"), {
-        "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 4,
-        "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 16,
-        "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "use_cache": False}),
+    "deepseek_v3": DEEPSEEK,
+    "deepseek_v2": DEEPSEEK,
 }  # fmt: skip
 
 
