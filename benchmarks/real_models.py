@@ -249,6 +249,11 @@ def main() -> None:
     torchvision_names.importable()
     names = chosen.only.split(",") if chosen.only else list(MODELS)
     rows: list[dict[str, Any]] = []
+    if chosen.out.exists():  # the other lines stay
+        again = names, chosen.batches, chosen.threads
+        for row in json.loads(chosen.out.read_text())["rows"]:
+            if not all(row[key] in new for key, new in zip(("model", "batches", "threads"), again, strict=True)):
+                rows.append(row)
     document = {"machine_info": machine.describe(), "versions": machine.versions(), "rows": rows,
                 "datetime": time.strftime("%Y-%m-%dT%H:%M:%S"), "alphas": len(ALPHAS), "batch_size": ROWS}  # fmt: skip
     print("| model | batches | threads | engine | off | sweep | plain loop | sweep / plain loop |\n" + "|---" * 8 + "|")
