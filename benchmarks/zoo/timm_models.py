@@ -28,14 +28,11 @@ SMALL = (
     "_s0",
     "_t0",
 )
-MORE = (
-    "mobilenetv2_050",
-    "resnet26d",
-    "efficientnet_lite0",
-    "legacy_seresnet18",
-    "vit_base_patch32_clip_224",
-    "mnasnet_small",
-)
+MORE = [
+    "mobilenetv2_050", "resnet26d", "efficientnet_lite0", "legacy_seresnet18", "mnasnet_small", "resnext26ts",
+    "vit_tiny_r_s16_p8_224", "fbnetc_100", "spnasnet_100", "seresnet18", "ecaresnet26t", "mixnet_s", "tinynet_e",
+    "mobilenetv4_conv_small_050", "cs3darknet_focus_s",
+]  # fmt: skip
 
 
 def entries() -> Iterator[Entry]:
