@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV   ?= .venv
+ZOO    ?= .venv-zoo
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 BUILD  := build/check
@@ -18,13 +19,15 @@ test doctest: export OMP_NUM_THREADS ?= 1
 # What the compiled module is made of: a change here, or in what is required, installs (and so builds) again.
 SOURCES := pyproject.toml constraints.txt $(wildcard setup.py CMakeLists.txt csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help demo test check lint types imports doctest build bench gpu-check clean distclean
+.PHONY: help demo test check lint types imports doctest build bench zoo real-models gpu-check clean distclean
 
 help:
 	@echo 'make demo       train three small networks, sweep them, write demo-output/'
 	@echo 'make test       all tests, with coverage'
 	@echo 'make check      style, types, import layers, doctests, a build from nothing'
 	@echo 'make bench      the measured comparison; writes benchmarks/results/'
+	@echo 'make zoo        300 models of torch.nn, timm, transformers and peft against a plain loop, in $(ZOO)'
+	@echo 'make real-models  fifteen of them timed against one, likewise; both write benchmarks/results/'
 	@echo 'make gpu-check  build, tests and figures on a machine with an NVIDIA GPU, nvcc and torch; writes benchmarks/results/'
 	@echo 'make clean      remove what was built and written; distclean removes $(VENV) too'
 
@@ -77,6 +80,19 @@ build: $(VENV)/.stamp-dev
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python -m benchmarks.run
 
+# An environment of its own: what the models need is nothing that the package or its tests may lean on.
+$(ZOO)/.stamp: $(SOURCES)
+	test -x $(ZOO)/bin/python || $(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip --disable-pip-version-check install -c constraints.txt torch numpy
+	$(ZOO)/bin/python -m pip --disable-pip-version-check install -c constraints.txt -e '.[zoo]'
+	touch $@
+
+zoo: $(ZOO)/.stamp
+	$(ZOO)/bin/python -m benchmarks.zoo
+
+real-models: $(ZOO)/.stamp
+	$(ZOO)/bin/python -m benchmarks.real_models
+
 # With what is installed there, in $(GPU_PYTHON): nothing is installed. OUT=folder gets the JSON too; GPU_CHECK_ARGS='--only build,tests'.
 GPU_PYTHON ?= python3
 gpu-check:
@@ -88,4 +104,4 @@ clean:
 	find mli_fast tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(ZOO)

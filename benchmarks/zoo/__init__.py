@@ -1,0 +1,1 @@
+"""Models that others wrote, each held against a plain loop: `make zoo`."""
