@@ -50,9 +50,8 @@ class Network:
         self._aliases = {e.name: e.aliases for e in entries}
         self.own = {e.name: e.tensor for e in entries}
         self.memory = {name: tensor.detach() for name, tensor in self.own.items()}
-        self._given = State(self.model, {id(t) for t in self.own.values()})
         self._slowly = not _loads_plainly(self.model)
-        as_given = dtype is None and not self._slowly and not any(m.training for m in self.model.modules())
+        self._given = State(self.model, {id(t) for t in self.own.values()}) if self._slowly else None
         self.model.eval()
         self._writers: dict[tuple[int, tuple[str, ...]], tuple[Points, Writer]] = {}
         self._holds: Any = None  # the points and the names whose constants are in memory
@@ -61,10 +60,7 @@ class Network:
         self.layouts: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         if dtype is not None:
             self.model.register_forward_pre_hook(lambda _, args, kwargs: _cast((args, kwargs), dtype), with_kwargs=True)
-        if as_given:
-            self.state = self._given
-        else:
-            self.look_again()
+        self.look_again()
 
     def look_again(self) -> None:
         """The model was changed on purpose: this is what passes start from."""
@@ -98,6 +94,7 @@ class Network:
         Each point starts from the model as it was given.
         """
         values = {alias: v for name, v in points.values(p).items() for alias in self._aliases[name]}
+        assert self._given is not None
         self._given.restore()
         with torch.no_grad():
             self.model.load_state_dict(values, strict=False)
