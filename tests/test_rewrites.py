@@ -178,3 +178,16 @@ def losses(a: nn.Module, b: nn.Module, model: nn.Module, given: tuple[Tensor, Te
             outputs = model.eval()(given[0].to(dtype, copy=True))
         found.append(F.cross_entropy(outputs, given[1]).item())
     return np.array(found)
+
+
+def test_group_norm_gets_a_layout_that_it_takes() -> None:
+    """PyTorch's operator takes a format from the strides, of which a kernel's result with sizes of 1 has others."""
+
+    def form(net: Net, x: Tensor) -> Tensor:
+        y = net.c1(x)[:, :, :, :1]
+        return F.group_norm(net.c2(F.pad(y, (0, 0))), 2)
+
+    a, b, model, given = network(form, True, 0), network(form, True, 1), network(form, True, 2), batch(True)
+    ours = mli_fast.sweep(model, a, b, [given], ALPHAS, check="all", progress=False)
+    assert ours.provenance["engine"] == "planned"
+    np.testing.assert_allclose(ours.loss, losses(a, b, network(form, True, 2).double(), given), rtol=1e-5)

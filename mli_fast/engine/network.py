@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -186,17 +187,23 @@ class Streams:
 
 def _loads_plainly(model: nn.Module) -> bool:
     """Whether `load_state_dict` and `eval()` of every module are PyTorch's own, without hooks."""
-    for module in model.modules():
-        kind = type(module)
-        own = kind.__module__.startswith("torch.nn.") or (
-            kind._load_from_state_dict is nn.Module._load_from_state_dict
-            and kind.set_extra_state is nn.Module.set_extra_state
-        )
-        plain = kind.load_state_dict is nn.Module.load_state_dict and kind.train is nn.Module.train
-        hooks = module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks
-        if not own or not plain or kind.eval is not nn.Module.eval or hooks:
-            return False
-    return True
+    return all(
+        all(map(partial(_is_pytorchs, module), _LOADING))
+        and not module._load_state_dict_pre_hooks
+        and not module._load_state_dict_post_hooks
+        for module in model.modules()
+    )
+
+
+_LOADING = ("load_state_dict", "_load_from_state_dict", "set_extra_state", "train", "eval")
+
+
+def _is_pytorchs(module: nn.Module, name: str) -> bool:
+    """Whether a method is one of `torch.nn`'s, in whichever class it is written."""
+    if name in vars(module):
+        return False
+    writer = next(kind for kind in type(module).__mro__ if name in vars(kind))
+    return writer.__module__.startswith("torch.nn.")
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
