@@ -19,9 +19,10 @@ from mli_fast.engine.shared import Held, Shared, SharedPart
 from mli_fast.engine.together import folds
 from mli_fast.program import IN_PLACE, VIEWS, Node, Program, dependent
 from mli_fast.rewrites.products import Product
-from mli_fast.trees import filled, leaves_of, same_geometry, tensors_in
+from mli_fast.trees import filled, leaves_of, mapped, same_geometry, tensors_in
 
 aten = torch.ops.aten
+KEPT_BYTES = 2**20  # of a result that is wanted again
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Plan:
     Attributes:
         most: the most points that a pass takes; 1 unless points may be taken together.
         targets_shared: whether the targets are the same at all points.
+        kept: (id of a batch at hand, point) -> its result.
         source: the function's Python source.
     """
 
@@ -60,6 +62,7 @@ class Plan:
         self.targets_shared = all(n not in made for n in program.outputs[self._targets_from :])
         if not self.targets_shared or any(n in program.name_of for n in program.outputs if n is not None):
             self.together, self.most = False, 1  # targets have no points in front, and a parameter has one point's
+        self.kept: dict[tuple[int, int], tuple[Any, Any]] = {}
         self._scope: dict[str, Any] = {"torch": torch, "same_geometry": same_geometry}
         self._coefficients: list[Tensor] = []
         self._weights: list[tuple[str, int]] = []  # (name, table of its scale)
@@ -108,10 +111,10 @@ class Plan:
                 leaves.append(out.reshape(given.count, *self.program.shape[n]) if self.together else out[None])
         return filled(outputs, leaves[: self._targets_from]), filled(targets, leaves[self._targets_from :])
 
-    def tensors(self, given: Pass, shared: Shared) -> list[Tensor]:
-        """The tensors of the result of a pass over one point, as the model gives them."""
-        outputs, targets = self.result(given, shared)
-        return [*(t[0] for t in tensors_in(outputs)), *tensors_in(targets)]
+    def keep(self, batch: Any, p: int, result: tuple[Any, Any]) -> None:
+        """Keep a small result at point p until the batch is evaluated, where points are taken one by one."""
+        if self.most == 1 and sum(t.numel() * t.element_size() for t in tensors_in(result)) <= KEPT_BYTES:
+            self.kept[id(batch), p] = mapped(lambda x: x.clone() if isinstance(x, Tensor) else x, result)
 
     def compile(self) -> None:
         """Run the function through torch.compile."""

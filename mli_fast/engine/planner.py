@@ -202,7 +202,7 @@ class Planner:
             if p >= points.count:
                 continue
             try:
-                why = self.differs(plan, self._shared(plan, batch), p, plain)
+                why = self.differs(plan, self._shared(plan, batch), p, plain, batch)
             except OtherAnswer:
                 why = None  # this point of other points takes another way
             if why is not None:
@@ -221,9 +221,20 @@ class Planner:
             self._last = plan, batch, plan.shared(list(tensors_in(batch)))
         return self._last[2]
 
-    def differs(self, plan: Plan, shared: Shared, p: int, plain: list[Tensor]) -> str | None:
-        """What differs between a plan's result of a batch at point p and plain PyTorch's tensors."""
-        ours = plan.tensors(plan.prepare(p, p + 1), shared)
+    def differs(self, plan: Plan, shared: Shared, p: int, plain: list[Tensor], ahead: Any = None) -> str | None:
+        """What differs between a plan's result of a batch at point p and plain PyTorch's tensors.
+
+        Args:
+            plan: the plan.
+            shared: what the batch's points share.
+            p: the point.
+            plain: the tensors of PyTorch's result.
+            ahead: the batch, if the plan's result is wanted again; else None.
+        """
+        result = plan.result(plan.prepare(p, p + 1), shared)
+        if ahead is not None:
+            plan.keep(ahead, p, result)
+        ours = [*(t[0] for t in tensors_in(result[0])), *tensors_in(result[1])]
         return difference(ours, plain, exact=not plan.rewritten and not self.compile)
 
 

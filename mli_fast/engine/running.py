@@ -19,7 +19,7 @@ from mli_fast.engine.feeding import fed
 from mli_fast.engine.gathering import Gathered
 from mli_fast.engine.guard import Noise, noting, out_of_memory
 from mli_fast.engine.limits import limits
-from mli_fast.engine.plan import Plan
+from mli_fast.engine.plan import Pass, Plan
 from mli_fast.engine.planner import Planner, Route
 from mli_fast.engine.points import Points
 from mli_fast.engine.shared import Held
@@ -203,21 +203,25 @@ class _Loop:
         gathered = [Gathered(work.reducer, score, plan.targets_shared) for _, _, score in members]
         for start in range(0, count, size):
             stop = min(start + size, count)
-            given = plan.prepare(start, stop)
+            given: Pass | None = None
             aside: list[tuple[_One, Batch]] = []
             for (one, route, score), scored in zip(members, gathered, strict=True):
                 with self._noting(work, one, start, stop - 1, "planned"):
                     assert route.shared is not None
                     try:
-                        outputs, targets = plan.result(given, route.shared)
+                        found = plan.kept.pop((id(one.batch), start), None) if size == 1 else None
+                        if found is None:
+                            given = given or plan.prepare(start, stop)
+                            found = plan.result(given, route.shared)
                     except OtherAnswer:
                         aside.append((one, score))
                         continue
-                    scored.put(start, stop - start, outputs, targets)
+                    scored.put(start, stop - start, *found)
             for one, score in aside:
                 self._planner.aside()
                 for p in range(start, stop):
                     self._plain(work, one, score, p)
+        plan.kept.clear()  # batches to come may have the ids of these
         for (one, _, _), scored in zip(members, gathered, strict=True):
             with self._noting(work, one, 0, count - 1, "planned"):
                 scored.flush()
