@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mli_fast.ops import points
 from mli_fast.ops.cross_entropy import IGNORED, cross_entropy
-from mli_fast.trees import mapped
+from mli_fast.trees import copied, mapped
 
 Function = Callable[[Any, Any], Tensor]
 
@@ -241,7 +241,7 @@ class Custom(Criterion):
         self._classes: tuple[Any, bool] = (None, False)  # the targets last seen, and whether they are classes
 
     def check(self, outputs: Any, targets: Any, batch: int) -> None:
-        example_losses(self.name, self.function, outputs, targets, batch)
+        example_losses(self.name, self.function, copied(outputs), copied(targets), batch)
 
     def score(self, outputs: Any, targets: Any) -> Scored:
         rows, of_batch = losses_of_points(self.name, self.function, outputs, targets, None)
@@ -257,7 +257,7 @@ class Custom(Criterion):
         return Scored(scored.examples, rows, *parts, of_batch)
 
     def losses(self, outputs: Any, targets: Any) -> Tensor:
-        return example_losses(self.name, self.function, outputs, targets, None)[0]
+        return example_losses(self.name, self.function, outputs, copied(targets), None)[0]
 
 
 def losses_of_points(
@@ -268,7 +268,10 @@ def losses_of_points(
     mapped(lambda leaf: found.append(leaf) if isinstance(leaf, Tensor) else None, outputs)
     if not found:
         raise ValueError(f"{name}: the model's outputs hold no tensor")
-    results = [example_losses(name, function, point_of(outputs, i), targets, batch) for i in range(len(found[0]))]
+    results = [  # of copies: a function may write to what it gets
+        example_losses(name, function, copied(point_of(outputs, i)), copied(targets), batch)
+        for i in range(len(found[0]))
+    ]
     return torch.stack([losses for losses, _ in results]), any(of_batch for _, of_batch in results)
 
 

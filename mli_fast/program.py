@@ -207,7 +207,8 @@ class Program:
         """Take out operators without effect whose results nobody reads."""
         for node in reversed(self.nodes.copy()):
             seen = any(n is not None and (self.readers[n] or n in self.outputs) for n in node.outs)
-            if node.stable and not seen and not isinstance(node.func, Exit) and not self.record.ops[node.ops[0]].writes:
+            only_checks = all(n is None for n in node.outs)  # an error that it may raise is what it is for
+            if node.stable and not seen and not only_checks and not self.record.ops[node.ops[0]].writes:
                 self.remove(node)
 
     # ---- values

@@ -85,7 +85,8 @@ def same_geometry(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _is_strided(tensor: Tensor) -> bool:
     kind = type(tensor) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
-    return kind and tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    odd = tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or tensor.is_nested
+    return kind and tensor.layout is torch.strided and not odd
 
 
 def _span(tensor: Tensor) -> int:

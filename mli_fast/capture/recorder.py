@@ -88,8 +88,8 @@ class Recorder(TorchDispatchMode):
         self.record.ops.append(Op(Exit(kind, answer), (Ref(number),), {}, [], True, {storage}, set()))
 
     def _new(self, tensor: Tensor) -> int:
-        if tensor.layout is not torch.strided or tensor.is_quantized:
-            raise _Refusal(f"a tensor of layout {tensor.layout}")
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
+            raise _Refusal(f"a {'nested tensor' if tensor.is_nested else f'tensor of layout {tensor.layout}'}")
         if tensor.is_conj() or tensor.is_neg():
             raise _Refusal("a tensor whose conjugation is put off")
         record = self.record

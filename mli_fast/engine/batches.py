@@ -130,7 +130,11 @@ def kind(batch: Any) -> Any:
 
     def note(leaf: Any) -> str:
         if isinstance(leaf, Tensor):
-            if type(leaf) not in (Tensor, nn.Parameter, nn.Buffer) or leaf.layout is not torch.strided:
+            if (
+                type(leaf) not in (Tensor, nn.Parameter, nn.Buffer)
+                or leaf.layout is not torch.strided
+                or leaf.is_nested
+            ):
                 raise Unreadable(f"the batch holds a {type(leaf).__name__} of layout {leaf.layout}")
             first = memory.setdefault(leaf.untyped_storage()._cdata, len(parts))
             apart = 0 if first == len(parts) else leaf.storage_offset()

@@ -89,6 +89,20 @@ class Network:
         """What is in memory may have been changed."""
         self._holds = None
 
+    def put_back(self) -> None:
+        """Parameters that were given other memory (`.data = ...`) get theirs again."""
+        for name, tensor in self.own.items():
+            memory = self.memory[name]
+            if tensor.layout is not torch.strided:
+                continue
+            if (
+                tensor.data_ptr() != memory.data_ptr()
+                or tensor.shape != memory.shape
+                or tensor.stride() != memory.stride()
+            ):
+                tensor.data = memory
+                self.forget()
+
     def _load_slowly(self, points: Points, p: int) -> None:
         """By the model's own `load_state_dict` and `eval()`, where hooks or overrides may do more than copy.
 

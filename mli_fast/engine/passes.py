@@ -79,6 +79,7 @@ class Passes:
 
     def _put_back(self, versions: list[int]) -> None:
         network = self.network
+        network.put_back()
         if not network.state.unchanged():
             network.state.restore()
         if versions != self._versions():

@@ -210,10 +210,13 @@ class Planner:
         recorded.references = []  # they are the first work's
         return None
 
-    def aside(self) -> None:
-        """Note that a batch took another way at a point, and was computed by plain PyTorch there."""
+    def aside(self, error: Exception) -> None:
+        """Note why a batch is computed by plain PyTorch at a point: its plan went another way there, or raised."""
         self.used.add(PLAIN)
-        self.reasons["at some points numbers that leave PyTorch took another way"] = None
+        why = "numbers that leave PyTorch took another way"
+        if not isinstance(error, OtherAnswer):
+            why = f"a plan raised {type(error).__name__}: {first_line(error)}"
+        self.reasons[f"at some points {why}"] = None
 
     def _shared(self, plan: Plan, batch: Any) -> Shared:
         """What a batch's points share; that of the last batch is kept while its plan is made."""

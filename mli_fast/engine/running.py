@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mli_fast.capture.record import OtherAnswer
 from mli_fast.engine.batches import batch_bytes, shapes
 from mli_fast.engine.feeding import fed
 from mli_fast.engine.gathering import Gathered
@@ -26,7 +25,7 @@ from mli_fast.engine.shared import Held
 from mli_fast.engine.slopes import Slopes
 from mli_fast.ops.points import aligned
 from mli_fast.reducers import Batch, Reducer
-from mli_fast.trees import mapped, tensors_in
+from mli_fast.trees import copied, mapped, tensors_in
 
 CHECKING = 0.03  # the share of the time that comparisons with plain PyTorch may take
 HELD = 4  # activations of a pass that one work leaves to the next, where works are alike
@@ -114,7 +113,8 @@ class _Loop:
         length = _length(batches)
         # tqdm starts a thread of its own even where it shows nothing
         with tqdm(total=length, unit=" batches", desc="mli_fast") if progress else nullcontext() as bar:
-            for group in self._groups(fed(_noted(batches), self._device)):
+            kept = isinstance(batches, (list, tuple)) or self._device.type == "cuda"
+            for group in self._groups(fed(_noted(batches), self._device), kept):
                 for work in self._works:
                     self._group(work, group)
                 if bar is not None:
@@ -127,14 +127,19 @@ class _Loop:
                 raise ValueError("the loader is empty: there is nothing to evaluate")
             work.reducer.finish()
 
-    def _groups(self, batches: Iterable[Any]) -> Iterator[list[_One]]:
-        """Batches that are evaluated together, so that a point's weights are blended once for all of them."""
+    def _groups(self, batches: Iterable[Any], kept: bool) -> Iterator[list[_One]]:
+        """Batches that are evaluated together, so that a point's weights are blended once for all of them.
+
+        Args:
+            batches: on the device.
+            kept: nobody writes to a batch when the next one is asked for, as a loader with memory of its own may.
+        """
         group: list[_One] = []
         size = 0
         for index, batch in enumerate(batches):
             held = Held(HELD * limits(self._device).activation_bytes) if self._alike else None
             # the vendor's products round differently where memory starts otherwise
-            batch = mapped(lambda x: aligned(x) if isinstance(x, torch.Tensor) else x, batch)
+            batch = mapped(lambda x: aligned(x) if isinstance(x, torch.Tensor) else x, batch if kept else copied(batch))
             group.append(_One(index, batch, None, held))
             size += 4 * batch_bytes(batch)  # what its points share is of that order
             if size >= self._budget or self._alone:
@@ -213,12 +218,14 @@ class _Loop:
                         if found is None:
                             given = given or plan.prepare(start, stop)
                             found = plan.result(given, route.shared)
-                    except OtherAnswer:
+                    except Exception as error:
+                        if out_of_memory(error):
+                            raise
+                        self._planner.aside(error)
                         aside.append((one, score))
                         continue
                     scored.put(start, stop - start, *found)
             for one, score in aside:
-                self._planner.aside()
                 for p in range(start, stop):
                     self._plain(work, one, score, p)
         plan.kept.clear()  # batches to come may have the ids of these
@@ -268,7 +275,9 @@ class _Loop:
                 plain = list(tensors_in(self._passes.plain(work.points, one.batch, p)))
                 try:
                     why = self._planner.differs(route.plan, route.shared, p, plain)
-                except OtherAnswer:
+                except Exception as error:  # as where it is evaluated: that point is plain PyTorch's
+                    if out_of_memory(error):
+                        raise
                     why = None
                 self._checking += time.perf_counter() - now
                 if why is not None:

@@ -144,7 +144,7 @@ class SharedPart:
         last: list[list[int]] = []
         for node in reversed(self._nodes):
             outs = [n for n in node.outs if n is not None]
-            if node.stable and not isinstance(node.func, Exit) and wanted.isdisjoint(outs):
+            if node.stable and outs and wanted.isdisjoint(outs):
                 continue
             key = self._keys.get(id(node))
             unread = [n for n in outs if n not in wanted]

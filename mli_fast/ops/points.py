@@ -41,7 +41,7 @@ def aligned(tensor: Tensor) -> Tensor:
 
     A point's slice of a larger tensor starts anywhere, and the vendor's products round differently there.
     """
-    in_memory = tensor.device.type == "cpu" and tensor.layout is torch.strided
+    in_memory = tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_nested
     return tensor.clone() if in_memory and tensor.data_ptr() % 64 else tensor
 
 
