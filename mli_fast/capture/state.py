@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 MOST = 50_000  # containers that are looked into
@@ -66,6 +67,18 @@ class State:
             if len(container) != len(values) or not all(map(is_, _values(container), values)):
                 return False
         return all(_version(tensor) == version for _, tensor, version, _ in self._tensors)
+
+    def same_as(self, other: State) -> bool:
+        """Whether another look found the same names, numbers and tensors; what is unknown has to be the same object."""
+        if [(e[0], e[2], len(e[3])) for e in self._entries] != [(e[0], e[2], len(e[3])) for e in other._entries]:
+            return False
+        for (_, _, _, mine), (_, _, _, theirs) in zip(self._entries, other._entries, strict=True):
+            if not all(map(_alike, mine, theirs)):
+                return False
+        return [t[0] for t in self._tensors] == [t[0] for t in other._tensors] and all(
+            a[3].shape == b[3].shape and a[3].dtype == b[3].dtype and torch.equal(a[3], b[3])
+            for a, b in zip(self._tensors, other._tensors, strict=True)
+        )
 
     def replaced(self) -> list[str]:
         """What held something else before, by name; not what is new."""
@@ -128,6 +141,13 @@ def _version(tensor: Tensor) -> int:
 
 def _same_number(a: Any, b: Any) -> bool:
     return type(a) is type(b) and type(a) in _NUMBERS and a == b
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if a is b or _same_number(a, b):
+        return True
+    looked_into = type(a) is type(b) and (isinstance(a, Tensor) or _inside(a) is not None)
+    return looked_into and type(a) not in _NUMBERS
 
 
 def _joined(name: str, key: Any) -> str:

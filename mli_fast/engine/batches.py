@@ -130,11 +130,8 @@ def kind(batch: Any) -> Any:
 
     def note(leaf: Any) -> str:
         if isinstance(leaf, Tensor):
-            if (
-                type(leaf) not in (Tensor, nn.Parameter, nn.Buffer)
-                or leaf.layout is not torch.strided
-                or leaf.is_nested
-            ):
+            plain = type(leaf) in (Tensor, nn.Parameter, nn.Buffer) and leaf.layout is torch.strided
+            if not plain or leaf.is_nested or leaf.is_neg() or leaf.is_conj():
                 raise Unreadable(f"the batch holds a {type(leaf).__name__} of layout {leaf.layout}")
             first = memory.setdefault(leaf.untyped_storage()._cdata, len(parts))
             apart = 0 if first == len(parts) else leaf.storage_offset()
