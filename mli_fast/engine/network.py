@@ -44,7 +44,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, forward: Forward, dtype: torch.dtype | None, device: torch.device) -> None:
-        self.device, self._forward = device, forward
+        self.device, self._forward, self._callers = device, forward, model
         self.twins = {entry.name: entry.tensor for entry in model_entries(model)}
         self.model = _replica(model, dtype, device)
         entries = model_entries(self.model)
@@ -149,10 +149,18 @@ class Network:
 
     @contextmanager
     def borrowing(self) -> Iterator[None]:
-        """Within the block the caller's own parameters may `borrow` the values; then they are put back."""
+        """Within the block the caller's own parameters may `borrow` the values; then they are put back.
+
+        Its modules are in eval mode meanwhile: what reaches them must not train a batch norm.
+        """
+        modes = [(module, module.training) for module in self._callers.modules()]
         try:
+            for module, _ in modes:
+                module.training = False
             yield
         finally:
+            for module, mode in modes:
+                module.training = mode
             if self._borrowed is not None:
                 for name, value in self._borrowed.items():
                     self.twins[name].detach().copy_(value)

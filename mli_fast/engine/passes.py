@@ -44,8 +44,14 @@ class Passes:
         finally:
             self._put_back(versions)
 
-    def record(self, points: Points, batch: Any, p: int) -> Captured:
-        """The same, recorded. The first time, it is seen whether the model carries state from one batch to the next.
+    def record(self, points: Points, batch: Any, p: int, look: bool = False) -> Captured:
+        """The same, recorded.
+
+        Args:
+            points: the points.
+            batch: the batch.
+            p: the point.
+            look: whether to see if the model carries state from one batch to the next.
 
         Raises:
             ValueError: it does.
@@ -62,9 +68,11 @@ class Passes:
                 network.load(points, p)
                 self.noise.again()
                 found = Captured(network.run(copied(batch)), None, found.reason, True)
-            if not self._looked_at and self._state != PER_BATCH:
+            if look and self._state != PER_BATCH:
                 self._look_at_state(batch, found.result, versions, streams)
-            self._looked_at = True
+                if found.record is None:
+                    self._put_back(versions)
+                    self.look_outside(points, batch, p, found.result)
             return found
         finally:
             self._put_back(versions)
@@ -72,7 +80,24 @@ class Passes:
     def look(self, points: Points, batch: Any) -> None:
         """See once what a model reaches and carries on, where its passes are not recorded."""
         if not self._looked_at:
-            self.record(points, batch, points.count // 2)
+            self._looked_at = True
+            self.record(points, batch, points.count // 2, look=True)
+
+    def look_outside(self, points: Points, batch: Any, p: int, result: Any) -> None:
+        """See that a pass that has no record gives the same again; on a GPU that is too much to ask of its kernels.
+
+        Raises:
+            ValueError: it does not: something is kept where nobody looks.
+        """
+        if self._state == PER_BATCH or self.network.device.type != "cpu":
+            return
+        if not _equal(result, self.plain(points, batch, p)):
+            raise ValueError(
+                "the same batch at the same point gives something else the second time: the model carries state that "
+                "it does not hold itself (a global, a class attribute, a generator of its own), so that a value would "
+                "depend on the order of batches and points; reset it in forward, or pass state='per-batch' at your own "
+                "risk"
+            )
 
     def _versions(self) -> list[int]:
         return [t._version for t in self.network.own.values()]

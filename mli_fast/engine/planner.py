@@ -137,7 +137,7 @@ class Planner:
             return
         why: str | None = None
         first, second = points.count // 2, points.count - 1 if points.count > 1 else 0
-        one = self._pass(points, batch, first)
+        one = self._pass(points, batch, first, look=True)
         if one.record is None:
             self._refused[key] = one.reason
             return
@@ -153,11 +153,12 @@ class Planner:
                 references = [(batch, first, list(tensors_in(one.result))), (other, p, list(tensors_in(two.result)))]
                 self._records.setdefault(key, []).append(Recorded(one.record, references))
                 return
+        self.passes.look_outside(points, batch, first, one.result)
         self._refused[key] = why or ""
 
-    def _pass(self, points: Points, batch: Any, p: int) -> Captured:
+    def _pass(self, points: Points, batch: Any, p: int, look: bool = False) -> Captured:
         with noting(f"in a pass at point {p} of {points.count} that is recorded"):
-            return self.passes.record(points, batch, p)
+            return self.passes.record(points, batch, p, look)
 
     # ---- planning
     def _plan(self, points: Points, recorded: Recorded) -> Plan | None:
