@@ -471,3 +471,105 @@ def test_an_ambient_autocast_changes_nothing(engine: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         within = mli_fast.sweep(Net(simple), theta_0, theta_T, batches(), ALPHAS, progress=False)
     assert np.array_equal(alone.loss, within.loss)
+
+
+# --------------------------------------------------------------------------------------------- found by a fresh reader
+
+
+def data_signed(net: Net, x: Tensor) -> Tensor:
+    net.f1.weight.data = net.f1.weight.data.sign()
+    return net.out(net.f1(x))
+
+
+def padded(net: Net, x: Tensor) -> Tensor:
+    layer = net.layers[0]
+    h = layer(x.reshape(2, 2, D)[..., :4], src_key_padding_mask=torch.tensor([[False, True], [False, False]]))
+    return net.out(F.pad(h.reshape(4, 4), (0, 1)))
+
+
+class Fused(Net):
+    """Computes a product when it goes to eval mode."""
+
+    def train(self, mode: bool = True) -> Fused:
+        if not mode:
+            self.fused = (self.f2.weight @ self.f1.weight).detach()
+        return super().train(mode)
+
+
+def fused(net: Any, x: Tensor) -> Tensor:
+    return net.out(x @ net.fused.t())
+
+
+def with_layers(form: Form) -> Net:
+    net = Net(form)
+    torch.manual_seed(5)
+    net.layers = nn.ModuleList([nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 1)])
+    return net
+
+
+@pytest.mark.parametrize(("make", "form"), [(Net, data_signed), (with_layers, padded), (Fused, fused)])
+def test_what_a_fresh_reader_broke(make: Any, form: Form, engine: str) -> None:
+    theta_0, theta_T = (make(form).state_dict() for _ in range(2))
+    for k, v in theta_T.items():
+        if v.is_floating_point() and "running" not in k:
+            theta_T[k] = v + 0.3 * torch.randn_like(v)
+    found = mli_fast.sweep(make(form), theta_0, theta_T, batches(), ALPHAS, progress=False)
+    np.testing.assert_allclose(found.loss, plain_losses(make(form), theta_0, theta_T), rtol=1e-5)
+    assert found.provenance["engine"] == "plain"
+
+
+def test_an_error_of_linear_algebra_is_raised_at_the_points_that_have_it(engine: str) -> None:
+    def solved(net: Net, x: Tensor) -> Tensor:
+        return x @ torch.linalg.cholesky(net.square)
+
+    theta_0, theta_T = ends(solved, None)
+    theta_0["square"], theta_T["square"] = -torch.eye(D), 3 * torch.eye(D)
+    with pytest.raises(RuntimeError, match="cholesky"):
+        mli_fast.sweep(Net(solved), theta_0, theta_T, batches(), [0.0, 0.5, 0.8, 1.0], progress=False)
+    alone = mli_fast.sweep(Net(solved), theta_0, theta_T, batches(), [0.5, 0.8, 1.0], progress=False)
+    assert np.isfinite(alone.loss).all()
+
+
+def test_a_loader_may_fill_the_same_memory_again(engine: str) -> None:
+    theta_0, theta_T = ends(simple, None)
+
+    def refilled() -> Any:
+        x, y = torch.empty(4, D), torch.empty(4, dtype=torch.long)
+        for given in batches():
+            x.copy_(given[0])
+            y.copy_(given[1])
+            yield x, y
+
+    found = mli_fast.sweep(Net(simple), theta_0, theta_T, refilled(), ALPHAS, progress=False)
+    expected = mli_fast.sweep(Net(simple), theta_0, theta_T, batches(), ALPHAS, progress=False)
+    assert np.array_equal(found.loss, expected.loss)
+
+
+def test_a_criterion_may_write_to_what_it_gets(engine: str) -> None:
+    def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
+        outputs.mul_(2)
+        return F.cross_entropy(outputs, targets.sub_(1).remainder_(3), reduction="none")
+
+    theta_0, theta_T = ends(simple, None)
+    data = batches()
+
+    def losses(alphas: list[float]) -> list[float]:
+        options: dict[str, Any] = {"criterion": criterion, "metrics": (), "progress": False}
+        return list(mli_fast.sweep(Net(simple), theta_0, theta_T, data, alphas, **options).loss)
+
+    assert losses(ALPHAS) == [losses([alpha])[0] for alpha in ALPHAS]
+    assert all(torch.equal(y, given) for (_, y), (_, given) in zip(data, batches(), strict=True))
+
+
+_KEPT: dict[str, Tensor] = {}
+
+
+def keeps_elsewhere(net: Net, x: Tensor) -> Tensor:
+    _KEPT["h"] = torch.tanh(net.stem(x) + _KEPT.get("h", 0.0))
+    return net.out(_KEPT["h"])
+
+
+def test_state_that_the_model_does_not_hold_is_an_error_too(engine: str) -> None:
+    theta_0, theta_T = ends(keeps_elsewhere, None)
+    with pytest.raises(ValueError, match="something else the second time"):
+        mli_fast.sweep(Net(keeps_elsewhere), theta_0, theta_T, batches(), ALPHAS, progress=False)
