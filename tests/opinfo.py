@@ -70,6 +70,8 @@ def cases(op: Any, dtype: torch.dtype, most: int) -> Iterator[tuple[str, Applied
     for sample in samples[:: max(1, len(samples) // most)][:most]:
         leaves, spec = tree_flatten(((sample.input, *sample.args), dict(sample.kwargs)))
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        if any(isinstance(leaf, Tensor) and leaf.layout is not torch.strided for leaf in leaves):
+            continue  # such a batch is plain PyTorch's, see `test_rules.py`
         tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         for way, function in zip(WAYS, (op.op, op.get_inplace(), op.op if op.supports_out else None), strict=True):
             if function is None:

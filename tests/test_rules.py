@@ -573,3 +573,16 @@ def test_state_that_the_model_does_not_hold_is_an_error_too(engine: str) -> None
     theta_0, theta_T = ends(keeps_elsewhere, None)
     with pytest.raises(ValueError, match="something else the second time"):
         mli_fast.sweep(Net(keeps_elsewhere), theta_0, theta_T, batches(), ALPHAS, progress=False)
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+def test_sparse_batches_are_plain_pytorchs(layout: str) -> None:
+    def mixed(net: Net, x: Tensor) -> Tensor:
+        return net.out(torch.sparse.mm(x, net.square))
+
+    theta_0, theta_T = ends(mixed, None)
+    data = [(getattr((x > 0).float(), layout)(), y) for x, y in batches()]
+    found = mli_fast.sweep(Net(mixed), theta_0, theta_T, data, ALPHAS, progress=False)
+    dense = mli_fast.sweep(Net(mixed), theta_0, theta_T, [(x.to_dense(), y) for x, y in data], ALPHAS, progress=False)
+    np.testing.assert_allclose(found.loss, dense.loss, rtol=1e-5)
+    assert "layout" in found.provenance["engine_reason"]
