@@ -100,11 +100,50 @@ def normalising_by(model: nn.Module, visit: Visit) -> Iterator[None]:
         visit: (name, module, input [B, C, ...]) -> mean and variance [C].
     """
 
+    def before(name: str, module: _BatchNorm, x: Tensor) -> None:
+        module._buffers["running_mean"], module._buffers["running_var"] = visit(name, module, x)
+
+    with _before_each(model, before):
+        yield
+
+
+@contextlib.contextmanager
+def updating(policy: str, model: nn.Module) -> Iterator[None]:
+    """Within the block batch norms start from reset statistics and update them as PyTorch does in training.
+
+    Args:
+        policy: "recalibrate-ema": batch norms alone train, by their own momentum; "update-bn", what
+            `torch.optim.swa_utils.update_bn` does: all of the model trains, and statistics are averages over batches.
+        model: one in eval mode.
+    """
+    momenta = {module: module.momentum for module in model.modules() if isinstance(module, _BatchNorm)}
+    for norm in momenta:
+        norm.reset_running_stats()
+        norm.momentum = None if policy == "update-bn" else norm.momentum
+    for part in (model,) if policy == "update-bn" else momenta:
+        part.train()
+    try:
+        with _before_each(model, _check_several):
+            yield
+    finally:
+        model.eval()
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+
+
+def _check_several(name: str, module: _BatchNorm, x: Tensor) -> None:
+    if module.training and x.numel() == x.shape[1]:
+        raise ValueError(f"batch norm {name!r} sees a single value per channel in a batch: use larger batches")
+
+
+@contextlib.contextmanager
+def _before_each(model: nn.Module, act: Callable[[str, _BatchNorm, Tensor], None]) -> Iterator[None]:
+    """Within the block `act` is called before every batch norm that keeps running statistics, with its input."""
+
     def hook(name: str) -> Callable[[nn.Module, tuple], None]:
         def before(module: nn.Module, args: tuple) -> None:
             assert isinstance(module, _BatchNorm)
-            mean, variance = visit(name, module, args[0])
-            module._buffers["running_mean"], module._buffers["running_var"] = mean, variance
+            act(name, module, args[0])
 
         return before
 

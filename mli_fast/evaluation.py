@@ -219,8 +219,10 @@ class Evaluation:
         progress = sys.stderr.isatty() if self.options.progress is None else self.options.progress
         planner = self._planner()
         evaluate_all(works, planner, batches, progress, alike)
-        self._ran = {"anchors": [[_named(s) for s in job.path.anchors] for job in jobs], "rows_per_pass": rows}
+        anchors = [[_named(s) for s in job.path.anchors] for job in jobs]
+        self._ran: dict[str, Any] = {"anchors": anchors, "rows_per_pass": rows}
         self._ran |= _how_it_ran(works, planner, self._choice.used) | _of_checkpoints(list(self._gathered.values()))
+        self._ran["seconds"] = time.perf_counter() - self._started
         return [_dataset(job, work.reducer) for job, work in zip(jobs, works, strict=True)]
 
     def _planner(self) -> Planner:
@@ -237,7 +239,7 @@ class Evaluation:
         return [*(f"note: {reason}" for reason in planner.reasons), *listing(plan)]
 
     def provenance(self) -> dict[str, Any]:
-        """How the last run was made."""
+        """How the last run was made, the same however often it is asked."""
         options, names = self.options, check_metrics(self.options.metrics)
         return self._ran | {
             "backend_asked_for": options.backend,
@@ -246,7 +248,6 @@ class Evaluation:
             "schedule": None if options.schedule is None else {k: _called(v) for k, v in options.schedule.items()},
             "criterion": self.criterion.name,
             "metrics": [*names[0], *names[1]],
-            "seconds": time.perf_counter() - self._started,
         }
 
     def _work(self, job: Job, anchors: Anchors) -> Work:

@@ -240,15 +240,12 @@ def recalibrated_ema_losses(
     return curve_losses(model, states, batches, criterion, pass_over)
 
 
-class _OfBatches(nn.Module):
-    """A network as a module of whole batches, whose modes stay what they are."""
+class OfBatches(nn.Module):
+    """A network that takes whole batches, as `update_bn` calls it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-
-    def train(self, mode: bool = True) -> _OfBatches:
-        return self
 
     def forward(self, batch: Any) -> None:
         call(self.network, batch)
@@ -261,11 +258,11 @@ def updated_losses(
     batches: Batches,
     criterion: Criterion = "cross_entropy",
 ) -> np.ndarray:
-    """Mean loss at each state after `torch.optim.swa_utils.update_bn`, all but batch norm in eval mode, [P]."""
+    """Mean loss at each state after torch's `update_bn`, which begins each at the random state as it is, [P]."""
 
     def pass_over(network: nn.Module) -> None:
-        only_batch_norms_train(network)
-        update_bn(([to_dtype(batch, torch.float64)] for batch in calibration), _OfBatches(network))
+        with torch.random.fork_rng(), torch.no_grad():
+            update_bn(([to_dtype(batch, torch.float64)] for batch in calibration), OfBatches(network))
         network.eval()
 
     return curve_losses(model, states, batches, criterion, pass_over)

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import update_bn
 
 import mli_fast
 from mli_fast.engine import calibration, forced
+from mli_fast.evaluation import Evaluation, Job
+from mli_fast.options import Options
 from tests import science_reference as reference
 from tests.cases import Case, assert_same_points, case, under_both
 from tests.data import Batch
@@ -33,9 +36,16 @@ NORMED = (
     "mlp-batch-norm",
     "conv3d",
     "batch-norm-2d-first",
+    "batch-norm-first",
+    "conv1d",
 )
 CALIBRATED = ("recalibrate", "recalibrate-ema", "update-bn")
 POLICIES = (*CALIBRATED, "batch")
+RULES: dict[str, Callable[..., np.ndarray]] = {
+    "recalibrate": reference.recalibrated_losses,
+    "recalibrate-ema": reference.recalibrated_ema_losses,
+    "update-bn": reference.updated_losses,
+}
 
 
 def options_of(policy: str, batches: Any) -> dict[str, Any]:
@@ -50,12 +60,7 @@ def expected(
     states = reference.line(c.theta_0, c.theta_T, alphas)
     if policy == "batch":
         return reference.batch_statistics_losses(c.model, states, c.batches, c.criterion)
-    rule = {
-        "recalibrate": reference.recalibrated_losses,
-        "recalibrate-ema": reference.recalibrated_ema_losses,
-        "update-bn": reference.updated_losses,
-    }[policy]
-    return rule(c.model, states, calibration_batches, c.batches, c.criterion)
+    return RULES[policy](c.model, states, calibration_batches, c.batches, c.criterion)
 
 
 def cut_again(batches: Sequence[Batch], sizes: Sequence[int]) -> list[Batch]:
@@ -201,6 +206,48 @@ class Unused(nn.Module):
         return self.last(self.norm(self.first(x)))
 
 
+class Frozen(nn.Module):
+    """Keeps one of its norms in eval mode, as fine-tuning does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.kept, self.norm, self.last = (
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        )  # fmt: skip
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.kept.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(F.relu(self.kept(self.first(x)))))
+
+
+def no_longer_tracking() -> nn.Module:
+    """A norm that was told to keep its running statistics as they are, before one that was not."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    model[1].track_running_stats = False
+    return model
+
+
+def with_dropout() -> nn.Module:
+    """Dropout before a norm, whose statistics it changes, and after the last."""
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Tanh(), nn.BatchNorm1d(8), nn.Dropout(0.5),
+        nn.Linear(8, 4)
+    )  # fmt: skip
+
+
+def other_state() -> nn.Module:
+    """Modules that are no batch norms and have buffers that training writes to."""
+    power = spectral_norm(nn.Linear(16, 4))
+    return nn.Sequential(
+        nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 8, 2), nn.InstanceNorm1d(8, track_running_stats=True), nn.ReLU(),
+        nn.BatchNorm1d(8), nn.Flatten(), power
+    )  # fmt: skip
+
+
 class Reads(nn.Module):
     """Scales by a Python number taken from an activation; cannot be deferred."""
 
@@ -250,6 +297,10 @@ ODD: dict[str, Callable[[], Case]] = {
     ),
     "also-by-batch": lambda: made(AlsoByBatch()),
     "unused": lambda: made(Unused()),
+    "frozen": lambda: made(Frozen()),
+    "no-longer-tracking": lambda: made(no_longer_tracking()),
+    "dropout": lambda: made(with_dropout()),
+    "other-state": lambda: made(other_state()),
     "reads": lambda: made(Reads()),
     "in-place": lambda: made(InPlace()),
 }
@@ -265,30 +316,51 @@ def test_odd_batches_and_models_equal_torchs_own_modules(kind: str, limit: int, 
     np.testing.assert_allclose(result.loss, expected(policy, c, c.batches), rtol=1e-10)
 
 
+def left_by_update_bn(c: Case, state: Any, data: Sequence[Batch], dtype: torch.dtype) -> nn.Module:
+    """The model at a point, in eval mode, after torch's own function, which begins at the random state as it is."""
+    network = cast(copy.deepcopy(c.model), dtype)
+    network.load_state_dict(state)
+    with torch.random.fork_rng(), torch.no_grad():
+        update_bn(([to_dtype(batch, dtype)] for batch in data), reference.OfBatches(network))
+    return network.eval()
+
+
 @under_both(*NORMED)
-def test_update_bn_equals_torchs_own_in_its_precision(name: str, under: str) -> None:
-    """`torch.optim.swa_utils.update_bn` itself, in float32, on a network without dropout."""
+def test_update_bn_equals_torchs_own_in_float32(name: str, under: str) -> None:
     c = case(name)
     data = cut_again(c.batches, [4, 7, 2])
     with forced(under):
         result = c.sweep(ALPHAS, batch_norm="update-bn", calibration=data)
-    network, losses = copy.deepcopy(c.model), []
-    for state in reference.line(c.theta_0, c.theta_T, ALPHAS):
-        network.load_state_dict(state)
-        update_bn((x for x, _ in data), network)
-        losses.append(reference.mean_loss(copy.deepcopy(network).double().eval(), c.batches, c.criterion))
+    networks = [left_by_update_bn(c, s, data, torch.float32) for s in reference.line(c.theta_0, c.theta_T, ALPHAS)]
+    losses = [reference.mean_loss(network.double(), c.batches, c.criterion) for network in networks]
     np.testing.assert_allclose(result.loss, losses, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", [*NORMED, *ODD])
+def test_every_buffer_is_what_update_bn_leaves(name: str) -> None:
+    c = ODD[name]() if name in ODD else case(name)
+    options = Options(c.criterion, (), "update-bn", c.batches, precision="fp64")
+    with Evaluation(c.model, c.batches, options) as evaluation:
+        job = Job(mli_fast.Line(c.theta_0, c.theta_T), np.array(ALPHAS))
+        points = evaluation._work(job, evaluation.anchors(job.path)).points
+        ours = [points.values(p) for p in range(len(ALPHAS))]
+    for values, state in zip(ours, reference.line(c.theta_0, c.theta_T, ALPHAS), strict=True):
+        buffers = dict(left_by_update_bn(c, state, c.batches, torch.float64).named_buffers())
+        for buffer_name, buffer in buffers.items():
+            if buffer.is_floating_point():
+                torch.testing.assert_close(values[buffer_name], buffer, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("momentum", [None, 0.0, 0.3, 1.0])
-def test_every_momentum_is_torchs(engine: str, momentum: float | None) -> None:
-    """None is the average over all batches so far, from the first on."""
+@pytest.mark.parametrize("policy", ["recalibrate-ema", "update-bn"])
+def test_every_momentum_is_torchs(engine: str, policy: str, momentum: float | None) -> None:
+    """None is the average over all batches so far, from the first on; for "update-bn" all are None."""
     c = case("cnn-bn")
     for module in c.model.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = momentum
-    result = c.sweep(ALPHAS, precision="fp64", batch_norm="recalibrate-ema", calibration=c.batches)
-    np.testing.assert_allclose(result.loss, expected("recalibrate-ema", c, c.batches), rtol=1e-10)
+    result = c.sweep(ALPHAS, precision="fp64", **options_of(policy, c.batches))
+    np.testing.assert_allclose(result.loss, expected(policy, c, c.batches), rtol=1e-10)
 
 
 class Twice(nn.Module):
@@ -320,12 +392,20 @@ def test_without_a_batch_norm_every_policy_is_the_same(policy: str, name: str) -
         assert_same_points(c.sweep(ALPHAS, **options_of(policy, c.batches)), c.sweep(ALPHAS), range(len(ALPHAS)))
 
 
-def test_what_is_no_batch_norm_stays_in_eval_mode(engine: str) -> None:
-    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
-    c = made(model)
-    for policy in POLICIES:
-        result = c.sweep(ALPHAS, precision="fp64", **options_of(policy, c.batches))
-        np.testing.assert_allclose(result.loss, expected(policy, c, c.batches), rtol=1e-10)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_dropout_is_drawn_by_update_bn_alone(engine: str, policy: str) -> None:
+    c = made(with_dropout())
+    sure = Case(copy.deepcopy(c.model), c.theta_0, c.theta_T, c.batches)
+    for module in sure.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    options = options_of(policy, c.batches)
+    torch.manual_seed(0)
+    drawn = c.sweep(ALPHAS, **options)
+    assert np.array_equal(drawn.loss, sure.sweep(ALPHAS, **options).loss) == (policy != "update-bn")
+    assert_same_points(c.sweep([0.3], **options), drawn, [2])
+    torch.manual_seed(1)
+    assert np.array_equal(drawn.loss, c.sweep(ALPHAS, **options).loss) == (policy != "update-bn")
 
 
 def test_the_policies_differ() -> None:
@@ -335,19 +415,25 @@ def test_the_policies_differ() -> None:
     assert all(np.abs(a - b).max() > 1e-4 for i, a in enumerate(curves) for b in curves[:i])
 
 
-def test_every_kind_of_path_goes_with_recalibration(engine: str) -> None:
+@pytest.mark.parametrize("policy", CALIBRATED)
+def test_every_verb_goes_with_recalibration(engine: str, policy: str) -> None:
     c, anchors = case("cnn-bn"), three("cnn-bn")
-    plane = mli_fast.Plane(*anchors)
-    options = {"precision": "fp64", "batch_norm": "recalibrate", "calibration": c.batches, "progress": False}
+    options = {"precision": "fp64", "progress": False, **options_of(policy, c.batches)}
+
+    def losses(points: Sequence[Any]) -> np.ndarray:
+        return RULES[policy](c.model, points, c.batches, c.batches)
+
+    plane, bezier = mli_fast.Plane(*anchors), mli_fast.Bezier(*anchors)
     found = mli_fast.surface(c.model, plane, c.batches, 2, 2, **options)
-    grid = [[x, y] for x in found["x"] for y in found["y"]]
-    states = [reference.combine(anchors, row) for row in plane.coefficients(grid).tolist()]
-    losses = reference.recalibrated_losses(c.model, states, c.batches, c.batches).reshape(2, 2)
-    np.testing.assert_allclose(found.loss, losses, rtol=1e-10)
+    grid = plane.coefficients([[x, y] for x in found["x"] for y in found["y"]])
+    states = [reference.combine(anchors, row) for row in grid.tolist()]
+    np.testing.assert_allclose(found.loss, losses(states).reshape(2, 2), rtol=1e-10)
+    curve = mli_fast.evaluate(c.model, bezier, [0.2, 0.7], c.batches, **options)
+    states = [reference.combine(anchors, row) for row in bezier.coefficients([0.2, 0.7]).tolist()]
+    np.testing.assert_allclose(curve.loss, losses(states), rtol=1e-10)
     many = mli_fast.sweep_many(c.model, [anchors[:2], anchors[1:]], iter(c.batches), ALPHAS, **options)
     for run, pair in zip(("0", "1"), (anchors[:2], anchors[1:]), strict=True):
-        losses = reference.recalibrated_losses(c.model, reference.line(*pair, ALPHAS), c.batches, c.batches)
-        np.testing.assert_allclose(many.select(run=run).loss, losses, rtol=1e-10)
+        np.testing.assert_allclose(many.select(run=run).loss, losses(reference.line(*pair, ALPHAS)), rtol=1e-10)
 
 
 def test_norms_on_a_schedule_keep_their_weights_and_no_statistics(engine: str) -> None:
@@ -558,7 +644,12 @@ BAD: dict[str, tuple[Callable[[Case], Any], str]] = {
         lambda c: c.sweep(3, batch_norm="recalibrate", calibration=[(torch.randn(1, 6), labels(1))]),
         "'1'.*single value",
     ),
+    "pair-update-bn": (
+        lambda c: c.sweep(3, batch_norm="update-bn", calibration=(torch.randn(5, 6), labels(5))),
+        "update-bn.*batches",
+    ),
     "one-value-ema": (lambda c: c.sweep(3, **options_of("recalibrate-ema", one_value().batches)), "'1'.*single value"),
+    "one-value-update-bn": (lambda c: c.sweep(3, **options_of("update-bn", one_value().batches)), "'1'.*single value"),
     "one-value-batch": (lambda c: one_value().sweep(3, batch_norm="batch"), "'1'.*single value"),
     "called-twice": (lambda c: made(Twice()).sweep(3, **options_of("recalibrate", c.batches)), "'norm'.*twice"),
     "not-by-every-batch": (lambda c: in_apart(made(TakesSides()), [6, 7]), "'(even|odd)'.*not called"),

@@ -195,20 +195,26 @@ def test_sweep_passes_every_option_on(user: Path, monkeypatch: pytest.MonkeyPatc
     }
 
 
-def test_sweep_recalibrates_over_data_named_like_the_loader(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("policy", "data"), [("recalibrate", "make_pair"), ("update-bn", "make_batches")])
+def test_sweep_recalibrates_over_data_named_like_the_loader(
+    user: Path, monkeypatch: pytest.MonkeyPatch, policy: str, data: str
+) -> None:
     stub = Stub()
     monkeypatch.setattr(mli_fast, "sweep", stub, raising=False)
     arguments = [
-        *sweep_options(batch_norm="recalibrate"),
+        *sweep_options(batch_norm=policy),
         "--calibration",
-        "usercode:make_pair",
+        f"usercode:{data}",
         "--alphas",
         "adaptive",
     ]
     done = invoke("sweep", *arguments)
     assert done.exit_code == 0, done.output
     assert stub.arguments[4] == "adaptive"
-    assert torch.equal(stub.options["calibration"][1], torch.arange(10) % 4)
+    assert stub.options["batch_norm"] == policy
+    given = stub.options["calibration"]
+    targets = given[1] if data == "make_pair" else torch.cat([y for _, y in given])
+    assert torch.equal(targets, torch.arange(10) % 4)
 
 
 @pytest.mark.parametrize("given", ["bias", "bias=", "=start", "bias=power:x", "bias=power:-1"])

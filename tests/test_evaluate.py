@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import mli_fast
 from mli_fast.engine import forced
+from mli_fast.evaluation import Evaluation, Job
+from mli_fast.options import Options
 from mli_fast.paths import Path
 from tests import science_reference as reference
 from tests.cases import PER_POINT, Case, assert_same_points, case, under_both
@@ -586,3 +588,12 @@ def test_the_warning_of_nan_points_to_the_caller(verb: str) -> None:
         warnings.simplefilter("always")
         call()
     assert [FilePath(w.filename).parent.name for w in caught] == ["tests"]
+
+
+def test_provenance_is_the_same_however_often_it_is_asked() -> None:
+    c = case("mlp")
+    with Evaluation(c.model, c.batches, Options()) as evaluation:
+        evaluation.run([Job(mli_fast.Line(c.theta_0, c.theta_T), np.array([0.0, 0.5]))])
+        made = evaluation.provenance()
+        made.pop("anchors")
+        assert evaluation.provenance() == made | {"anchors": [["dict", "dict"]]}

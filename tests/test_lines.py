@@ -333,7 +333,7 @@ def statistics(c: Case) -> set[str]:
     return {key for key in c.theta_0 if key.endswith(("running_mean", "running_var"))}
 
 
-@pytest.mark.parametrize("policy", ["recalibrate", "recalibrate-ema", "batch"])
+@pytest.mark.parametrize("policy", ["recalibrate", "recalibrate-ema", "update-bn", "batch"])
 def test_every_policy_of_batch_norm_goes_with_layerwise(policy: str, engine: str) -> None:
     c = case("cnn-bn")
     options: dict[str, Any] = {"batch_norm": policy}

@@ -237,7 +237,7 @@ def test_slopes_under_every_policy_that_has_them(name: str, under: str, policy: 
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("policy", ["recalibrate", "recalibrate-ema"])
+@pytest.mark.parametrize("policy", ["recalibrate", "recalibrate-ema", "update-bn"])
 @pytest.mark.parametrize("metric", ["loss_slope", "gauss_length_jvp"])
 def test_calibrated_statistics_have_no_slope(policy: str, metric: str) -> None:
     c = case("cnn-bn")

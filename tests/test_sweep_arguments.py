@@ -409,7 +409,7 @@ def test_the_policies_of_batch_norm_differ() -> None:
     assert all(np.abs(a - b).max() > 1e-3 for a, b in ((curves[0], curves[1]), (curves[0], curves[2])))
 
 
-@pytest.mark.parametrize("policy", ["recalibrate", "recalibrate-ema", "batch"])
+@pytest.mark.parametrize("policy", ["recalibrate", "recalibrate-ema", "update-bn", "batch"])
 def test_every_other_policy_is_taken_and_recorded(engine: str, policy: str) -> None:
     """Their values: tests/test_batch_norm.py."""
     c = case("cnn-bn")

@@ -60,7 +60,11 @@ BatchNorm = Annotated[
 ]
 Calibration = Annotated[
     str | None,
-    typer.Option(help="The data that batch norm is recalibrated over, given as --data is.", metavar="PKG.MOD:NAME"),
+    typer.Option(
+        help="The data that batch norm is recalibrated over, given as --data is; for recalibrate-ema and update-bn in "
+        "batches.",
+        metavar="PKG.MOD:NAME",
+    ),
 ]
 Schedule = Annotated[
     list[str],

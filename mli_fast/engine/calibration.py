@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mli_fast.batch_norm import Moments, Visit, names_of, normalising_by, running_statistics, sees_batches
+from mli_fast.batch_norm import Moments, names_of, normalising_by, running_statistics, sees_batches, updating
 from mli_fast.engine.batches import examples
 from mli_fast.engine.guard import Noise, noting, random_state_kept
 from mli_fast.engine.network import Network
@@ -20,7 +20,7 @@ from mli_fast.trees import copied, mapped, tensors_in
 
 MERGED_BYTES = 2**30  # the widest input of a batch norm, for batches that go through the network together
 
-Tables = dict[str, Tensor]  # name of a running statistic -> [P, C]
+Tables = dict[str, Tensor]  # name of a running statistic, or of another buffer -> [P, *shape]
 
 
 class Forwards:
@@ -34,15 +34,21 @@ class Forwards:
     def __init__(self, network: Network, points: Points) -> None:
         self.network, self.points, self._noise = network, points, Noise()
 
-    def run(self, batch: Any, p: int) -> None:
-        """A pass of `batch`, which is on the device, at point p; each draws the same noise."""
+    @contextlib.contextmanager
+    def at(self, p: int) -> Iterator[None]:
+        """Within the block the network is at point p; what changes in it is put back. Each draws the same noise."""
         self._noise.again()
         self.network.load(self.points, p)
         try:
-            self.network.run(copied(batch))
+            yield
         finally:
             self.network.state.restore()
             self.network.forget()
+
+    def run(self, batch: Any, p: int) -> None:
+        """A pass of `batch`, which is on the device, at point p."""
+        with self.at(p):
+            self.network.run(copied(batch))
 
 
 def calibrated(policy: str, network: Network, points: Points, batches: Iterable[Any]) -> Points:
@@ -163,51 +169,53 @@ class _Widest:
         return mean, variance
 
 
-def moved(forwards: Forwards, batches: list[Any], which: Iterable[int], average: bool) -> Tables:
-    """What passes in training mode leave of reset statistics (mean 0, variance 1, no batch seen), at every point.
+def updated(policy: str, forwards: Forwards, batches: list[Any], which: Iterable[int]) -> Tables:
+    """What a pass in training mode leaves of reset statistics, at every point; `batch_norm.updating` says how.
 
-    Each batch norm normalises by its batch's statistics and moves its running ones as PyTorch's does: by its own
-    momentum, as Lucas et al. (2021) do, or towards the average over its calls so far where that is None, as
-    `torch.optim.swa_utils.update_bn` does with all. All else is in eval mode. Every batch is read once.
+    PyTorch's own modules do it, point after point from the model as given. Every floating buffer that is written is
+    kept: those of instance norms too, where they train. Noise, such as that of dropout under "update-bn", goes on from
+    batch to batch and begins at the caller's random state, so it is the same at every point.
 
     Args:
-        forwards: runs the network.
+        policy: "recalibrate-ema" or "update-bn".
+        forwards: has the network and the points.
         batches: the calibration data.
         which: the points.
-        average: whether every momentum counts as None.
     """
-    points = forwards.points
-    tables = _interpolated(forwards)
-    for name, table in tables.items():
-        table.fill_(1.0 if name.endswith("running_var") else 0.0)
+    network, points = forwards.network, forwards.points
+    tables: Tables = {}
+    if not any(isinstance(module, _BatchNorm) for module in network.model.modules()):
+        return tables  # then update_bn runs nothing either
     for p in which:
-        calls: Counter[str] = Counter()
-        visit = _moving(tables, p, calls, average)
-        for index, batch in enumerate(batches):
-            where = f"while the statistics of point {p} of {points.count} were moved by calibration batch {index}"
-            with noting(where), normalising_by(forwards.network.model, visit):
-                forwards.run(batch, p)
+        with forwards.at(p):
+            before = _versions(network)
+            with updating(policy, network.model):
+                for index, batch in enumerate(batches):
+                    where = f"while calibration batch {index} updated the statistics of point {p} of {points.count}"
+                    with noting(where):
+                        network.run(copied(batch))
+            buffers, after = dict(network.model.named_buffers()), _versions(network)
+            for name in after:
+                if after[name] != before[name]:
+                    if name not in tables:
+                        tables[name] = points.table(name)
+                    tables[name][p] = buffers[name]
     return tables
 
 
-def _moving(tables: Tables, p: int, calls: Counter[str], average: bool) -> Visit:
-    """Takes the batch's statistics, and moves point p's running ones towards them."""
-
-    def visit(name: str, module: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-        moments = Moments.of(x)
-        calls[name] += 1
-        factor = 1.0 / calls[name] if average or module.momentum is None else module.momentum
-        for table, values in zip(names_of(name), (moments.mean, moments.unbiased(name)), strict=True):
-            tables[table][p].lerp_(values.to(x.dtype), factor)
-        return moments.mean, moments.variance
-
-    return visit
+def _versions(network: Network) -> dict[str, tuple[int, int]]:
+    """Which tensor each floating buffer is that points have values of, and how often it was written to."""
+    return {
+        name: (id(buffer), buffer._version)
+        for name, buffer in network.model.named_buffers()
+        if name in network.own and buffer.is_floating_point()
+    }
 
 
 RULES: dict[str, Callable[[Forwards, list[Any], Iterable[int]], Tables]] = {
     "recalibrate": recalibrated,
-    "recalibrate-ema": partial(moved, average=False),
-    "update-bn": partial(moved, average=True),
+    "recalibrate-ema": partial(updated, "recalibrate-ema"),
+    "update-bn": partial(updated, "update-bn"),
 }
 
 
