@@ -104,6 +104,7 @@ class Program:
         self.record = record
         self.name_of = {number: name for name, number in record.parameters.items()}
         self.shape = {n: g.shape for n, g in enumerate(record.geometry)}
+        self.dtype = {n: g.dtype for n, g in enumerate(record.geometry)}
         self.outputs = list(record.outputs)
         self.notes: list[str] = []  # what rewrites did
         written = record.written()
@@ -138,7 +139,7 @@ class Program:
             if op.writes and op.func in _FUNCTIONAL and not op.writes & unstable:
                 func, value = _FUNCTIONAL[op.func], len(self.shape)
                 was = op.args[0].number
-                self.shape[value] = self.shape[was]
+                self.shape[value], self.dtype[value] = self.shape[was], self.dtype[was]
                 now[was] = value
                 outs = [value]
             nodes.append(Node(func, args, kwargs, outs, op.single, [i], not touched & unstable, position=i))
@@ -212,10 +213,6 @@ class Program:
                 self.remove(node)
 
     # ---- values
-    def dtype(self, number: int) -> torch.dtype | None:
-        """The dtype of a value of the record; None for one that a rewrite made."""
-        return self.record.geometry[number].dtype if number < len(self.record.geometry) else None
-
     def numel(self, number: int) -> int:
         """How many elements a value has."""
         return math.prod(self.shape[number])

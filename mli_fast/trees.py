@@ -67,20 +67,49 @@ def copied(x: Any) -> Any:
 
 
 def same_geometry(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies with the sizes and strides of the originals; those that share memory do so again, from offset 0 on."""
+    """Copies with the sizes and strides of the originals; those that share memory do so again, from its start on."""
     groups: dict[Any, list[int]] = {}
-    copies: list[Tensor | None] = [None if _is_strided(t) else t.detach().clone() for t in tensors]
+    copies: list[Tensor] = []
     for i, tensor in enumerate(tensors):
-        if copies[i] is None:
-            groups.setdefault((tensor.untyped_storage()._cdata, tensor.dtype), []).append(i)
+        if _is_wrapped(tensor):
+            copies.append(tensor.clone())
+        else:
+            copies.append(tensor.detach())
+            if _is_strided(tensor):
+                groups.setdefault(tensor.untyped_storage()._cdata, []).append(i)
+            else:
+                copies[i] = copies[i].clone()
     for members in groups.values():
-        start = min(tensors[i].storage_offset() for i in members)
-        stop = max(tensors[i].storage_offset() + _span(tensors[i]) for i in members)
-        flat = tensors[members[0]].detach().as_strided((stop - start,), (1,), start).clone()
-        for i in members:
-            t = tensors[i]
-            copies[i] = flat.as_strided(t.shape, t.stride(), t.storage_offset() - start)
-    return copies  # type: ignore[return-value]
+        for i, copy_ in zip(members, _same_memory([copies[i] for i in members]), strict=True):
+            copies[i] = copy_
+    return copies
+
+
+def _same_memory(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors in one storage, of whatever dtypes, in a copy of the part that they lie in."""
+    start = min(t.storage_offset() * t.itemsize for t in tensors)
+    stop = max((t.storage_offset() + _span(t)) * t.itemsize for t in tensors)
+    mixed = len({t.dtype for t in tensors}) > 1
+    if mixed:
+        widest = max(t.itemsize for t in tensors)
+        start -= start % widest
+    finest = min(tensors, key=lambda t: t.itemsize)
+    flat = finest.as_strided(((stop - start) // finest.itemsize,), (1,), start // finest.itemsize)
+    if mixed:  # copied as bytes, of a number that every dtype divides
+        flat = torch.cat([flat.view(torch.uint8), flat.new_zeros((start - stop) % widest, dtype=torch.uint8)])
+    else:
+        flat = flat.clone()
+    return [
+        (flat.view(t.dtype) if mixed else flat).as_strided(
+            t.shape, t.stride(), t.storage_offset() - start // t.itemsize
+        )
+        for t in tensors
+    ]
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Whether it is a transform's of torch.func, which has no memory to look at."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 def _is_strided(tensor: Tensor) -> bool:

@@ -35,6 +35,7 @@ class Net(nn.Module):
             self.att = nn.MultiheadAttention(16, 2, batch_first=True)
             self.layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
             self.pre = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, norm_first=True, activation="gelu")
+            self.one = nn.Parameter(torch.randn(1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.form(self, x).flatten(1)[:, :5]
@@ -107,6 +108,21 @@ def masked(net: Net, x: Tensor) -> Tensor:
     return net.layer(x, src_key_padding_mask=torch.arange(4).expand(6, 4) > 2)
 
 
+def bias_of_one(net: Net, x: Tensor) -> Tensor:
+    return torch.addmm(net.one, x.flatten(1)[:, :16].sigmoid(), net.f1.weight.t())
+
+
+def wider_residual(net: Net, x: Tensor) -> Tensor:
+    h = x.flatten(0, 1)
+    return (net.f1(h.sigmoid()) + h.double()).to(x.dtype).reshape(6, -1)
+
+
+def residual_of_truths(net: Net, x: Tensor) -> Tensor:
+    h = x.flatten(0, 1)
+    kept = net.f2(h) > 0
+    return (net.f1(h.sigmoid()) + kept.masked_fill_(h > 1, False)).reshape(6, -1)
+
+
 # name -> (rewrite, a form, whether it takes images, whether the rewrite has something to do there)
 FORMS: dict[str, tuple[str, Form, bool, bool]] = {
     "gelu": ("gelu", lambda net, x: net.f2(gelu_by_formula(net.f1(x))), False, True),
@@ -120,12 +136,15 @@ FORMS: dict[str, tuple[str, Form, bool, bool]] = {
     "cross attention": ("attention", lambda net, x: net.att(x, x + 1, x, need_weights=False)[0], False, False),
     "product": ("products", lambda net, x: torch.sigmoid(net.f1(x)), False, True),
     "product of a changed weight": ("products", lambda net, x: F.linear(x, net.f1.weight * 2), False, False),
+    "product and a bias of one element": ("products", bias_of_one, False, False),
     "product by a part of a weight": ("products", lambda net, x: F.linear(x, net.f1.weight[:7]), False, False),
     "batch norm": ("batch_norm", lambda net, x: net.b1(net.c1(x)), True, True),
     "batch norm of what is read beside": ("batch_norm", norm_beside, True, False),
     "batch norm before": ("batch_norm", lambda net, x: net.c2(net.b1(net.c1(x).sigmoid())), True, False),
     "activation": ("epilogues", lambda net, x: F.relu(net.f1(x.sigmoid())), False, True),
     "residual": ("epilogues", lambda net, x: net.f2(net.f1(x).sigmoid()) + x, False, True),
+    "residual of another precision": ("epilogues", wider_residual, False, False),
+    "residual of truths": ("epilogues", residual_of_truths, False, False),
     "residual of an image": ("epilogues", residual_of_an_image, True, True),
     "activation of what is read twice": ("epilogues", read_twice, False, True),
     "written between": ("epilogues", written_between, False, False),

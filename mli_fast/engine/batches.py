@@ -125,7 +125,7 @@ def kind(batch: Any) -> Any:
     Raises:
         Unreadable: a leaf is neither a tensor nor plain data.
     """
-    memory: dict[int, int] = {}
+    memory: dict[int, tuple[int, int]] = {}  # storage -> the first tensor in it, and the byte where that starts
     parts: list[Any] = []
 
     def note(leaf: Any) -> str:
@@ -133,9 +133,9 @@ def kind(batch: Any) -> Any:
             plain = type(leaf) in (Tensor, nn.Parameter, nn.Buffer) and leaf.layout is torch.strided
             if not plain or leaf.is_nested or leaf.is_neg() or leaf.is_conj():
                 raise Unreadable(f"the batch holds a {type(leaf).__name__} of layout {leaf.layout}")
-            first = memory.setdefault(leaf.untyped_storage()._cdata, len(parts))
-            apart = 0 if first == len(parts) else leaf.storage_offset()
-            parts.append((tuple(leaf.shape), leaf.stride(), first, apart, leaf.dtype, leaf.device))
+            start = int(leaf.storage_offset()) * leaf.itemsize
+            first, begin = memory.setdefault(leaf.untyped_storage()._cdata, (len(parts), start))
+            parts.append((tuple(leaf.shape), leaf.stride(), first, start - begin, leaf.dtype, leaf.device))
         elif type(leaf) in PLAIN_DATA:
             parts.append((type(leaf).__name__, repr(leaf)))
         else:

@@ -23,7 +23,7 @@ from mli_fast.engine.planner import Planner, Route
 from mli_fast.engine.points import Points
 from mli_fast.engine.shared import Held
 from mli_fast.engine.slopes import Slopes
-from mli_fast.ops.points import aligned
+from mli_fast.ops.points import is_aligned
 from mli_fast.reducers import Batch, Reducer
 from mli_fast.trees import copied, mapped, tensors_in
 
@@ -139,7 +139,8 @@ class _Loop:
         for index, batch in enumerate(batches):
             held = Held(HELD * limits(self._device).activation_bytes) if self._alike else None
             # the vendor's products round differently where memory starts otherwise
-            batch = mapped(lambda x: aligned(x) if isinstance(x, torch.Tensor) else x, batch if kept else copied(batch))
+            if not kept or not all(map(is_aligned, tensors_in(batch))):
+                batch = copied(batch)
             group.append(_One(index, batch, None, held))
             size += 4 * batch_bytes(batch)  # what its points share is of that order
             if size >= self._budget or self._alone:

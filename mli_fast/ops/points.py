@@ -41,8 +41,13 @@ def aligned(tensor: Tensor) -> Tensor:
 
     A point's slice of a larger tensor starts anywhere, and the vendor's products round differently there.
     """
+    return tensor if is_aligned(tensor) else tensor.clone()
+
+
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether a tensor starts on a cache line; on a GPU nothing depends on it."""
     in_memory = tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_nested
-    return tensor.clone() if in_memory and tensor.data_ptr() % 64 else tensor
+    return not in_memory or tensor.data_ptr() % 64 == 0
 
 
 def packed(tensor: Tensor | None) -> Tensor | None:

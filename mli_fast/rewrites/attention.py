@@ -41,6 +41,7 @@ class _Steps:
         for shape in shapes:
             outs.append(len(self._program.shape))
             self._program.shape[outs[-1]] = shape  # type: ignore[index]
+            self._program.dtype[outs[-1]] = self._program.dtype[self._node.out]  # type: ignore[index]
         self._nodes.append(Node(func, args, {}, outs, len(shapes) == 1, list(self._node.ops), stable=True))
         return [Ref(n) for n in outs]  # type: ignore[arg-type]
 

@@ -38,7 +38,7 @@ def _norm(program: Program, node: Node, reader: Node) -> Norm | None:
         return None
     if any(n in program.outputs for n in reader.outs[1:]) or node.product.kind != "conv":
         return None
-    fits, names = zip(*(vector(program, a) for a in reader.args[1:5]), strict=True)
+    fits, names = zip(*(vector(program, a, program.shape[node.out][1]) for a in reader.args[1:5]), strict=True)
     if not all(fits) or names[2] is None or names[3] is None:
         return None
     return Norm(names[0], names[1], names[2], names[3], reader.args[7])

@@ -63,7 +63,7 @@ def _residual(program: Program, node: Node, reader: Node) -> Ref | None:
         return None
     other = reader.args[1] if reader.args[0].number == node.out else reader.args[0]
     shapes = {tuple(program.shape[n]) for n in (other.number, reader.out)}
-    dtypes = {program.dtype(n) for n in (other.number, reader.out)} - {None}
+    dtypes = {program.dtype[n] for n in (other.number, node.out, reader.out)}
     if shapes != {tuple(node.product.shape)} or len(dtypes) > 1 or other.number in program.name_of:
         return None
     return other

@@ -29,7 +29,7 @@ def _free_maker(program: Program, node: Node) -> Node | None:
         return None
     if len(program.readers[first.number]) != 1 or tuple(program.shape[node.out]) != tuple(program.shape[first.number]):
         return None
-    dtypes = {program.dtype(n) for n in (*node.inputs, node.out) if program.dtype(n) is not None}
+    dtypes = {program.dtype[n] for n in (*node.inputs, node.out)}
     return maker if len(dtypes) <= 1 else None
 
 

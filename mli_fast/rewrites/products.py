@@ -99,11 +99,11 @@ def rewrite(program: Program, kernels: Kernels) -> None:
                 program.changed(node)
 
 
-def vector(program: Program, argument: Any) -> tuple[bool, str | None]:
-    """Whether an argument is None or a parameter of one dimension, and that one's name."""
+def vector(program: Program, argument: Any, length: int) -> tuple[bool, str | None]:
+    """Whether an argument is None or a parameter [length], and that one's name."""
     if argument is None:
         return True, None
-    if not isinstance(argument, Ref) or len(program.shape[argument.number]) != 1:
+    if not isinstance(argument, Ref) or tuple(program.shape[argument.number]) != (length,):
         return False, None
     name = program.name_of.get(argument.number)
     return name is not None, name
@@ -113,7 +113,7 @@ def _linear(program: Program, node: Node, kernels: Kernels) -> Product | None:
     if node.kwargs or node.func not in (aten.addmm.default, aten.mm.default):
         return None
     bias, x, w = (None, *node.args[:2]) if node.func is aten.mm.default else node.args[:3]
-    fits, bias = vector(program, bias)
+    fits, bias = vector(program, bias, program.shape[node.out][-1])
     weight = _weight(program, w)
     if not fits or weight is None or not _alike(program, node, x) or program.name_of.get(x.number) is not None:
         return None
@@ -145,7 +145,7 @@ def _conv(program: Program, node: Node, kernels: Kernels) -> Product | None:
     if node.func is not aten.convolution.default:
         return None
     x, w, bias, stride, padding, dilation, transposed, _, groups = node.args
-    fits, bias = vector(program, bias)
+    fits, bias = vector(program, bias, program.shape[node.out][1])
     if not fits or transposed or not isinstance(w, Ref) or w.number not in program.name_of:
         return None
     spatial = len(program.shape[w.number]) - 2
@@ -162,4 +162,4 @@ def _conv(program: Program, node: Node, kernels: Kernels) -> Product | None:
 
 def _alike(program: Program, node: Node, x: Any) -> bool:
     """Whether the input is of the result's dtype."""
-    return isinstance(x, Ref) and program.dtype(x.number) in (None, program.dtype(node.out))
+    return isinstance(x, Ref) and program.dtype[x.number] == program.dtype[node.out]
