@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from mli_fast import batch_norm as batch_norms
 from mli_fast import functionals, native, schedules, version
 from mli_fast.buffers import reused
+from mli_fast.capture import of_outputs_alone
 from mli_fast.checkpoints import Anchors, Source, gather, load_state
+from mli_fast.criteria import Custom
 from mli_fast.criteria import criterion as criterion_of
 from mli_fast.engine import Work, evaluate_all
 from mli_fast.engine.batches import checked_loader, checked_pair, cut, default_forward, is_pair
@@ -253,10 +255,13 @@ class Evaluation:
     def _work(self, job: Job, anchors: Anchors) -> Work:
         options, path = self.options, job.path
         one_axis = len(path.axes) == 1
-        reducer = Reducer(
-            self.criterion, *check_metrics(options.metrics), len(job.points), job.points if one_axis else None
-        )
         points = self._points(job, anchors, path.coefficients(job.points), schedules.coefficients)
+        moving = {name: self.network.twins[name] for name in points.moving}
+        criterion, (names, functions) = self.criterion, check_metrics(options.metrics)
+        if isinstance(criterion, Custom):
+            criterion = Custom(of_outputs_alone(criterion.function, f"the criterion {criterion.name}", moving))
+        functions = {k: of_outputs_alone(f, f"the metric {k!r}", moving) for k, f in functions.items()}
+        reducer = Reducer(criterion, names, functions, len(job.points), job.points if one_axis else None)
         slopes = None
         if reducer.wants_slopes:
             if options.batch_norm in batch_norms.CALIBRATED:
@@ -265,7 +270,7 @@ class Evaluation:
                     "are no function of alpha here; use 'interpolate', 'batch', 'start' or 'end'"
                 )
             directions = self._points(job, anchors, path.derivatives(job.points), schedules.derivatives)
-            slopes = Slopes(self.network, points, directions, self.criterion)
+            slopes = Slopes(self.network, points, directions, criterion)
         if options.batch_norm in batch_norms.CALIBRATED:
             points = calibrated(options.batch_norm, self.network, points, self._calibration())
         chunk = None if options.chunk == "auto" else int(options.chunk)

@@ -140,7 +140,7 @@ class Network:
         for factor in (1, 2):
             values = {n: v * factor if v.is_floating_point() else v for n, v in first.items()}
             self._load_slowly(values)
-            if any(not _same(self.memory[name], value) for name, value in values.items()):
+            if any(not same_values(self.memory[name], value) for name, value in values.items()):
                 return
             found.append(State(self.model, {id(t) for t in self.own.values()}))
         if found[0].same_as(found[1]):
@@ -237,7 +237,8 @@ def _is_pytorchs(module: nn.Module, name: str) -> bool:
     return writer.__module__.startswith("torch.nn.")
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether all elements are equal, those that are no numbers included."""
     same = a == b
     return bool((same | (a.isnan() & b.isnan())).all() if a.is_floating_point() else same.all())
 

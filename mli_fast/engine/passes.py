@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from mli_fast.capture.passes import Captured, captured
+from mli_fast.capture.record import Record
+from mli_fast.engine.batches import shapes
 from mli_fast.engine.guard import Noise
-from mli_fast.engine.network import Network, Streams
+from mli_fast.engine.network import Network, Streams, same_values
 from mli_fast.engine.points import Points
 from mli_fast.trees import copied, leaves_of
 
 PER_BATCH = "per-batch"
+LOOKS = 8  # at batches whose passes are not recorded
 STATES = (None, PER_BATCH)
 
 
@@ -29,7 +32,9 @@ class Passes:
 
     def __init__(self, network: Network, state: str | None) -> None:
         self.network, self._state, self.noise = network, state, Noise()
-        self._looked_at = False
+        self._looked_at: set[str] = set()  # sizes of batches
+        self._written = False  # whether passes change parameters where no version tells
+        self._earlier: tuple[_Given, list[str]] | None = None  # of another kind, and what it left behind
 
     def plain(self, points: Points, batch: Any, p: int) -> Any:
         """(outputs, targets) at point p."""
@@ -44,14 +49,15 @@ class Passes:
         finally:
             self._put_back(versions)
 
-    def record(self, points: Points, batch: Any, p: int, look: bool = False) -> Captured:
+    def record(self, points: Points, batch: Any, p: int, other: tuple[Any, int] | None = None) -> Captured:
         """The same, recorded.
 
         Args:
             points: the points.
             batch: the batch.
             p: the point.
-            look: whether to see if the model carries state from one batch to the next.
+            other: another batch and point, to see if the model carries state from one pass to the next; None not to
+                look.
 
         Raises:
             ValueError: it does.
@@ -68,8 +74,11 @@ class Passes:
                 network.load(points, p)
                 self.noise.again()
                 found = Captured(network.run(copied(batch)), None, found.reason, True)
-            if look and self._state != PER_BATCH:
-                self._look_at_state(batch, found.result, versions, streams)
+            if other is not None and self._state != PER_BATCH:
+                written = self._changed(points, p, found.record)
+                self._written |= bool(written)
+                given = _Given(points, batch, p), _Given(points, *other)
+                self._look_at_state(*given, found.result, written, versions, streams)
                 if found.record is None:
                     self._put_back(versions)
                     self.look_outside(points, batch, p, found.result)
@@ -78,10 +87,11 @@ class Passes:
             self._put_back(versions)
 
     def look(self, points: Points, batch: Any) -> None:
-        """See once what a model reaches and carries on, where its passes are not recorded."""
-        if not self._looked_at:
-            self._looked_at = True
-            self.record(points, batch, points.count // 2, look=True)
+        """See what a model reaches and carries on, where its passes are not recorded: once a size of batch."""
+        sizes = str(shapes(batch))
+        if sizes not in self._looked_at and len(self._looked_at) < LOOKS:
+            self._looked_at.add(sizes)
+            self.record(points, batch, points.count // 2, (batch, 0))
 
     def look_outside(self, points: Points, batch: Any, p: int, result: Any) -> None:
         """See that a pass that has no record gives the same again; on a GPU that is too much to ask of its kernels.
@@ -107,11 +117,25 @@ class Passes:
         network.put_back()
         if not network.state.unchanged():
             network.state.restore()
-        if versions != self._versions():
+        if self._written or versions != self._versions():
             network.forget()
 
-    def _look_at_state(self, batch: Any, result: Any, versions: list[int], streams: Streams) -> None:
+    def _changed(self, points: Points, p: int, record: Record | None) -> list[str]:
+        """The parameters that a pass left otherwise than they were given to it, whether or not a version tells."""
+        if record is not None:
+            written = record.written()
+            return [name for name, n in record.parameters.items() if record.storage[n] in written]
+        memory, values = self.network.memory, points.values(p)
+        if not self.network.loads_as_written:
+            return []
+        return [n for n, v in values.items() if v.layout is torch.strided and not same_values(memory[n], v)]
+
+    def _look_at_state(
+        self, given: _Given, other: _Given, result: Any, written: list[str], versions: list[int], streams: Streams
+    ) -> None:
         """Where a pass changed something, another one has to give the same all the same.
+
+        So have a pass at another point, and batches of another kind before and after.
 
         Raises:
             ValueError: it does not: what is carried on depends on the order of batches and points.
@@ -119,23 +143,57 @@ class Passes:
         network = self.network
         names = list(network.own)
         suspects = network.state.replaced()
-        suspects += [names[i] for i, (a, b) in enumerate(zip(versions, self._versions(), strict=True)) if a != b]
+        moved = {names[i] for i, (a, b) in enumerate(zip(versions, self._versions(), strict=True)) if a != b}
+        suspects += [n for n in names if n in moved.union(written)]
         suspects += [] if streams.unchanged() else ["NumPy's or Python's random stream"]
-        if network.state.unchanged() and not suspects:
-            return
-        before = network.state.numbers()
-        self.noise.again()
-        again = network.run(copied(batch))
-        now = network.state.numbers()
-        counted = [n for n, v in now.items() if n in before and (v != before[n]) and n in suspects]
-        if counted or not _equal(result, again):
-            names = counted or suspects or network.state.differing() or ["what the model keeps"]
+        left = bool(suspects) or not network.state.unchanged()
+        counted: list[str] = []
+        carried = False
+        if left:
+            before = network.state.numbers()
+            self.noise.again()
+            again = network.run(copied(given.batch))
+            now = network.state.numbers()
+            counted = [n for n, v in now.items() if n in before and (v != before[n]) and n in suspects]
+            suspects = suspects or network.state.differing() or ["what the model keeps"]
+            self._put_back(versions)
+            carried = bool(counted) or not _equal(result, again) or self._depends(other, given)
+        if self._earlier is None:
+            self._earlier = given, suspects
+        elif not carried and (suspects or self._earlier[1]):
+            suspects = suspects or self._earlier[1]
+            carried = self._depends(given, self._earlier[0]) or self._depends(self._earlier[0], given)
+        if carried:
+            names = counted or suspects
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise ValueError(
                 f"the model carries state from one pass to the next ({shown}), so that a value would depend on the "
                 "order of batches and points; reset it in forward, or pass state='per-batch' if each batch may start "
                 "from the model as it is given"
             )
+
+    def _depends(self, given: _Given, before: _Given) -> bool:
+        """Whether a pass gives something else where another one came before it."""
+        expected = self.plain(*given)
+        self.network.load(before.points, before.p)
+        self.noise.again()
+        versions = self._versions()
+        try:
+            self.network.run(copied(before.batch))
+            self.network.forget()
+            self.network.load(given.points, given.p)
+            self.noise.again()
+            return not _equal(expected, self.network.run(copied(given.batch)))
+        finally:
+            self._put_back(versions)
+
+
+class _Given(NamedTuple):
+    """What a pass is of."""
+
+    points: Points
+    batch: Any
+    p: int
 
 
 def _equal(a: Any, b: Any) -> bool:

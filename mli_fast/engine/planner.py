@@ -137,13 +137,13 @@ class Planner:
             return
         why: str | None = None
         first, second = points.count // 2, points.count - 1 if points.count > 1 else 0
-        one = self._pass(points, batch, first, look=True)
-        if one.record is None:
-            self._refused[key] = one.reason
-            return
         others = [(batch, second)]
         if following is not None and _of_kind(following, key):
             others.insert(0, (following, second))
+        one = self._pass(points, batch, first, look=others[0])
+        if one.record is None:
+            self._refused[key] = one.reason
+            return
         if any(isinstance(op.func, Exit) for op in one.record.ops):
             others.append((batch, first))  # another point may take another way: each number that leaves is compared
         for other, p in others:
@@ -156,7 +156,7 @@ class Planner:
         self.passes.look_outside(points, batch, first, one.result)
         self._refused[key] = why or ""
 
-    def _pass(self, points: Points, batch: Any, p: int, look: bool = False) -> Captured:
+    def _pass(self, points: Points, batch: Any, p: int, look: tuple[Any, int] | None = None) -> Captured:
         with noting(f"in a pass at point {p} of {points.count} that is recorded"):
             return self.passes.record(points, batch, p, look)
 
