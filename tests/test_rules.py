@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import queue
+import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
@@ -278,12 +281,66 @@ def parameter_given_back(net: Net, x: Tensor) -> Tensor:
     return net.square[:4] if len(x) == 4 else net.out(x)
 
 
+@torch.jit.script
+def listed(x: Tensor) -> Tensor:
+    numbers: list[float] = x.tolist()
+    total = 0.0
+    for number in numbers:
+        total += number
+    return torch.full((1,), total)
+
+
+def scripted_list(net: Net, x: Tensor) -> Tensor:
+    return net.out(x) + listed(net.stem(x).flatten())
+
+
+WARM, WORK, DONE = ThreadPool(1), queue.Queue(), queue.SimpleQueue()  # type: ignore[var-annotated]
+
+
+def work() -> None:
+    while True:
+        task = WORK.get()
+        with torch.no_grad():
+            DONE.put(task())
+
+
+threading.Thread(target=work, daemon=True).start()
+
+
+def in_a_warm_pool(net: Net, x: Tensor) -> Tensor:
+    return net.out(x) + sum(WARM.map(lambda layer: layer(x).detach(), [net.stem, net.f1]))
+
+
+def handed_over(net: Net, x: Tensor) -> Tensor:
+    y = x * 0
+    WORK.put(lambda: y.copy_(net.stem(x)))
+    DONE.get()
+    return net.out(x) + y
+
+
+def swapped(net: Net, x: Tensor) -> Tensor:
+    y, z = net.stem(x), x * 2
+    torch.utils.swap_tensors(y, z)
+    return net.out(x) + y
+
+
+def ranked(net: Net, x: Tensor) -> Tensor:
+    rank = torch.empty((), dtype=torch.long)
+    torch.linalg.matrix_rank(net.square * (net.stem(x)[0] > 0), out=rank)
+    return net.out(x) * (1.0 + rank)
+
+
+def singular(net: Net, x: Tensor) -> Tensor:
+    return net.out(x) * torch.linalg.svdvals(net.square).sum() + torch.linalg.norm(net.stacked[0], 2) + x.norm()
+
+
 FORMS: list[Form] = [
     in_place_residual, doubled, relu_after_reader, batch_written, two_readers_then_written, conv_norm_in_place,
     part_zeroed, clamped, gates, flags, pre_activation, mask_written, aten_in_place, closures, derivative, gradient,
     mapped, autocast, powers, zeros_plus, added_around_a_clamp, chunks_written, into_memory, strides, without_gradient,
     raises_and_goes_on, of_numbers, of_tensors, through_numpy, numpy_writes, in_threads, printed, early_exit, checked,
     ragged, masked_rows, data_exchanged, normed_in_training, embedded, parameter_given_back,
+    scripted_list, in_a_warm_pool, handed_over, swapped, ranked, singular,
 ]  # fmt: skip
 REASONS = {  # what is refused, and what the provenance says of it
     "raises_and_goes_on": "raised",
@@ -291,6 +348,12 @@ REASONS = {  # what is refused, and what the provenance says of it
     "through_numpy": "memory of a tensor leaves PyTorch",
     "numpy_writes": "memory of a tensor leaves PyTorch",
     "in_threads": "thread",
+    "scripted_list": "TorchScript code that calls prim::tolist",
+    "in_a_warm_pool": "thread",
+    "handed_over": "thread",
+    "swapped": "swapped",
+    "ranked": "singular values",
+    "singular": "singular values",
     "printed": "modes are switched off",
     "data_exchanged": "memory was exchanged",
     "normed_in_training": "writes to",

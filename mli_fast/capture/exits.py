@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import multiprocessing.pool
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +23,16 @@ Refuse = Callable[[str], None]
 
 _MEMORY = ("numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage", "storage", "_typed_storage")
 _NUMBERS = frozenset({int, float, bool, complex})
+# Where another thread, which no mode sees, may be given work: (class, method)
+_HANDING_OVER: tuple[tuple[type, str], ...] = (
+    (threading.Thread, "start"),
+    (threading.Event, "set"),
+    (threading.Condition, "notify"),
+    (queue.Queue, "put"),
+    (concurrent.futures.ThreadPoolExecutor, "submit"),
+    (multiprocessing.pool.Pool, "_check_running"),  # all of its methods ask that first
+)
+_UNSEEN_IN_SCRIPTS = ("prim::tolist", "aten::tensor(", "aten::as_tensor(")
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # with packed sequences they read the batch sizes themselves
 
 
@@ -40,6 +52,12 @@ def noted(note: Note, refuse: Refuse, unseen: Refuse) -> Iterator[None]:
             before = vars(holder).get(name)
             setattr(holder, name, make(original))
             stack.callback(setattr, holder, name, before) if own else stack.callback(delattr, holder, name)
+
+        thread = threading.get_ident()
+
+        def here(unseen: Refuse) -> Refuse:
+            """Other threads, of a loader or a progress bar, do such things all the time."""
+            return lambda why: unseen(why) if threading.get_ident() == thread else None
 
         def hands_out_memory(name: str) -> Callable[[Any], Any]:
             def make(original: Any) -> Any:
@@ -67,12 +85,11 @@ def noted(note: Note, refuse: Refuse, unseen: Refuse) -> Iterator[None]:
             "_disable_current_modes",
             lambda original: _refusing(original, refuse, "dispatch modes are switched off (a tensor is printed?)"),
         )
-        patch(threading.Thread, "start", lambda original: _refusing(original, unseen, "a thread is started"))
-        patch(
-            concurrent.futures.ThreadPoolExecutor,
-            "submit",
-            lambda original: _refusing(original, unseen, "a thread pool is used"),
-        )
+        for owner, name in _HANDING_OVER:
+            patch(owner, name, lambda original: _refusing(original, here(unseen), "another thread is given work"))
+        for scripted in (torch._C.ScriptFunction, torch._C.ScriptMethod):
+            patch(scripted, "__call__", lambda original: _scripted(original, refuse))
+        patch(torch.utils, "swap_tensors", lambda original: _refusing(original, refuse, "tensors are swapped"))
         yield
 
 
@@ -112,6 +129,19 @@ def _refusing(original: Any, refuse: Refuse, why: str) -> Any:
         return original(*args, **kwargs)
 
     return method
+
+
+def _scripted(original: Any, refuse: Refuse) -> Any:
+    """TorchScript reads numbers, and makes tensors of numbers, past every mode."""
+
+    def call(script: Any, *args: Any, **kwargs: Any) -> Any:
+        text = str(script.inlined_graph)
+        found = next((name for name in _UNSEEN_IN_SCRIPTS if name in text), None)
+        if found is not None:
+            refuse(f"TorchScript code that calls {found.rstrip('(')}")
+        return original(script, *args, **kwargs)
+
+    return call
 
 
 def _of_python_data(original: Any, refuse: Refuse) -> Any:

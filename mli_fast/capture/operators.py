@@ -20,6 +20,16 @@ _REFUSED = {
     "aten::_resize_output_": "a tensor is resized",
     "aten::resize_as_": "a tensor is resized",
     "aten::_copy_from_and_resize": "a tensor is resized",
+    **dict.fromkeys(
+        (
+            "aten::_linalg_svd",
+            "aten::_linalg_eigh",
+            "aten::linalg_eig",
+            "aten::linalg_eigvals",
+            "aten::_linalg_eigvals",
+        ),
+        "singular values or eigenvalues, for which PyTorch takes other routines while a pass is recorded",
+    ),
 }
 
 

@@ -63,6 +63,7 @@ class Recorder(TorchDispatchMode):
         """Record nothing from here on; the first reason is kept."""
         if self.refused is None:
             self.refused = why
+            self._numbers = {}  # a tensor that somebody refers to weakly cannot be swapped
 
     def unseen(self, why: str) -> None:
         """Not all that runs comes by here: it may reach a twin."""
