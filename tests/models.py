@@ -82,10 +82,10 @@ def endpoints_of(make: Callable[[int], nn.Module]) -> tuple[dict[str, Tensor], d
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int) -> None:
-    """Draws every parameter and running statistic anew; frozen and complex parameters alike for every seed."""
+    """Draws every parameter and running statistic anew; frozen parameters alike for every seed."""
     moving, fixed = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(99)
     for name, parameter in model.named_parameters():
-        generator = moving if parameter.requires_grad and not parameter.is_complex() else fixed
+        generator = moving if parameter.requires_grad else fixed
         noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         if parameter.dim() >= 2 and not parameter.is_complex():
             parameter.copy_(noise * 1.2 / math.sqrt(parameter.numel() / parameter.shape[0]))

@@ -43,8 +43,8 @@ def blended(anchors: Sequence[State], row: Iterable[float], dtype: torch.dtype) 
     used = [(float(c), anchor) for c, anchor in zip(row, anchors, strict=True) if c != 0]
     point = {}
     for name, last in anchors[-1].items():
-        moving = last.is_floating_point()
-        point[name] = sum(c * a[name].to(dtype) for c, a in used) if moving else last.clone()  # type: ignore[misc]
+        moving, kept = last.is_floating_point() or last.is_complex(), last.dtype if last.is_complex() else dtype
+        point[name] = sum(c * a[name].to(kept) for c, a in used) if moving else last.clone()  # type: ignore[misc]
     return point
 
 

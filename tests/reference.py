@@ -78,7 +78,7 @@ def standard_error(values: np.ndarray, weights: np.ndarray | None = None) -> np.
 
 
 def blend(theta_0: State, theta_T: State, alpha: float, dtype: torch.dtype, held: State | None = None) -> State:
-    """`(1 - alpha) theta_0 + alpha theta_T`, computed in `dtype`; of integers and complex numbers the end's.
+    """`(1 - alpha) theta_0 + alpha theta_T`, computed in `dtype`, complex ones in their own; of integers the end's.
 
     `held` are values that do not move.
     """
@@ -87,8 +87,8 @@ def blend(theta_0: State, theta_T: State, alpha: float, dtype: torch.dtype, held
         end = theta_T[key]
         if held and key in held:
             blended[key] = held[key].to(dtype)
-        elif start.is_floating_point():
-            a, b = start.to(dtype), end.to(dtype)
+        elif start.is_floating_point() or start.is_complex():
+            a, b = (v if v.is_complex() else v.to(dtype) for v in (start, end))
             blended[key] = a if alpha == 0 else b if alpha == 1 else (1 - alpha) * a + alpha * b
         else:
             blended[key] = end.clone()

@@ -34,6 +34,9 @@ def combine(anchors: Sequence[State], coefficients: Sequence[float]) -> State:
         if last.is_floating_point():
             used = [(c, a[name].double()) for c, a in zip(coefficients, anchors, strict=True) if c != 0]
             point[name] = sum((c * value for c, value in used), torch.zeros_like(last, dtype=torch.float64))
+        elif last.is_complex():  # in its own precision, as `cast` leaves it
+            used = [(c, a[name].cdouble()) for c, a in zip(coefficients, anchors, strict=True) if c != 0]
+            point[name] = sum((c * value for c, value in used), torch.zeros_like(last).cdouble()).to(last.dtype)
         else:
             point[name] = last.clone()
     return point
@@ -45,8 +48,9 @@ def line(theta_0: State, theta_T: State, alphas: Iterable[float]) -> list[State]
 
 
 def difference(theta_0: State, theta_T: State) -> State:
-    """`theta_T - theta_0`, the derivative of a line, of floating-point entries."""
-    return {k: theta_T[k].double() - theta_0[k].double() for k in theta_0 if theta_0[k].is_floating_point()}
+    """`theta_T - theta_0`, the derivative of a line, of entries that blend."""
+    real = {k: theta_T[k].double() - theta_0[k].double() for k in theta_0 if theta_0[k].is_floating_point()}
+    return real | {k: theta_T[k] - theta_0[k] for k in theta_0 if theta_0[k].is_complex()}
 
 
 def _flat(state: State) -> Tensor:
@@ -306,7 +310,7 @@ def loss_slopes(
 
     for state, velocity in zip(states, velocities, strict=True):
         network.load_state_dict(state)
-        moving = {name: velocity[name].double() for name in tensors if name in velocity}
+        moving = {name: velocity[name].to(tensors[name].dtype) for name in tensors if name in velocity}
         values = {name: tensors[name].detach() for name in moving}
         with sdpa_kernel(SDPBackend.MATH):  # the other attentions have no forward-mode derivative
             slopes.append(float(jvp(mean, (values,), (moving,))[1]))

@@ -113,13 +113,6 @@ def test_integer_buffers_that_differ_take_the_ends_value_and_are_recorded(engine
     assert_same_points(result, same, range(2))
 
 
-def test_complex_parameters_that_differ_take_the_ends_value_and_are_recorded(engine: str) -> None:
-    c = case("complex-parameter")
-    result = c.sweep([0.0, 0.5], theta_0=c.theta_0 | {"filter": 2 * c.theta_0["filter"]})
-    assert "filter" in str(result.provenance)
-    assert_same_points(result, c.sweep([0.0, 0.5]), range(2))
-
-
 def test_tied_names_with_different_values_are_refused() -> None:
     c = case("gpt2")
     torn = c.theta_T | {"lm_head.weight": c.theta_T["lm_head.weight"] + 1}

@@ -81,13 +81,12 @@ def _add(anchors: Anchors, entry: Entry, given: list[Tensor], names: Sequence[st
     finite = [all_finite(values[0])] * len(values) if constant else [all_finite(value) for value in values]
     if not all(finite):
         anchors.nonfinite[entry.name] = tuple(index for index, good in enumerate(finite) if not good)
-    if dtype.is_floating_point and not constant:
+    if (dtype.is_floating_point or dtype.is_complex) and not constant:
         anchors.values[entry.name] = tuple(values)
         return
     anchors.values[entry.name] = (values[-1],)
     if not constant:
-        kind = "complex" if dtype.is_complex else "not floating-point"
-        anchors.kept[entry.name] = f"{kind} ({dtype}) and the anchors differ: {names[-1]}'s value is used"
+        anchors.kept[entry.name] = f"not floating-point ({dtype}) and the anchors differ: {names[-1]}'s value is used"
 
 
 def _in_one_dtype(entry: Entry, given: list[Tensor], names: Sequence[str]) -> list[Tensor]:

@@ -65,7 +65,9 @@ class Points:
         first, *rest = self.anchors[name]
         if not rest:
             return first.to(self.dtype_of(name)).expand(stop - start, *first.shape)
-        return blend(self.anchors[name], self.coefficients(name)[start:stop], self.dtype_of(name))
+        dtype = self.dtype_of(name)
+        values = blend([_real(a) for a in self.anchors[name]], self.coefficients(name)[start:stop], dtype.to_real())
+        return torch.view_as_complex(values) if dtype.is_complex else values
 
     def table(self, name: str) -> Tensor:
         """A name's values at all points, [P, *shape], to be written to."""
@@ -78,6 +80,11 @@ class Points:
     def values(self, p: int) -> dict[str, Tensor]:
         """All values at point p, in memory of their own."""
         return {name: self.rows(name, p, p + 1)[0] for name in self.names}
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, which blend alike."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 class Writer:
@@ -98,12 +105,12 @@ class Writer:
         for name in names:
             anchors = points.anchors.get(name, ())
             if len(anchors) > 1:
-                key = id(points.coefficients(name)), anchors[0].dtype, points.dtype_of(name)
+                key = id(points.coefficients(name)), anchors[0].dtype.to_real(), points.dtype_of(name).to_real()
                 alike.setdefault(key, []).append(name)
-        self._moving = [
-            (chosen, Blender([points.anchors[n] for n in chosen], dtype, [memory[n] for n in chosen]))
-            for (_, _, dtype), chosen in alike.items()
-        ]
+        self._moving = []
+        for (_, _, dtype), chosen in alike.items():
+            groups = [[_real(a) for a in points.anchors[n]] for n in chosen]
+            self._moving.append((chosen, Blender(groups, dtype, [_real(memory[n]) for n in chosen])))
 
     def constants(self) -> None:
         """Write what is the same at all points."""

@@ -95,14 +95,19 @@ def _same_names(names_0: Iterable[str], names_T: Iterable[str]) -> None:
 
 def _is_floating(value: Any) -> bool:
     if hasattr(value, "is_floating_point"):  # a torch tensor
-        return bool(value.is_floating_point())
-    return "float" in np.asarray(value).dtype.name  # bfloat16 and the 8-bit floats of ml_dtypes included
+        return bool(value.is_floating_point() or value.is_complex())
+    name = np.asarray(value).dtype.name  # bfloat16 and the 8-bit floats of ml_dtypes included
+    return "float" in name or "complex" in name
 
 
 def _float64(value: Any) -> NDArray[np.float64]:
     if hasattr(value, "detach"):  # a torch tensor; NumPy has no bfloat16, so torch widens it
-        value = value.detach().cpu().double().numpy()
-    return np.asarray(value).astype(np.float64)
+        value = value.detach().cpu()
+        value = (value.resolve_conj().cdouble() if value.is_complex() else value.double()).numpy()
+    value = np.asarray(value)
+    if np.iscomplexobj(value):  # as pairs of real numbers, of which the norm is the same
+        return np.ascontiguousarray(value, np.complex128).reshape(-1).view(np.float64)
+    return value.astype(np.float64)
 
 
 def _norm(values: NDArray[np.float64]) -> float:
