@@ -30,6 +30,7 @@ class Net(nn.Module):
         if image:
             self.c1, self.c2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
             self.b1 = nn.BatchNorm2d(8)
+            self.wide, self.wide_norm = nn.Conv2d(3, 16, 3, padding=1, stride=2), nn.BatchNorm2d(16)
         else:
             self.f1, self.f2, self.f3 = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
             self.att = nn.MultiheadAttention(16, 2, batch_first=True)
@@ -56,11 +57,11 @@ def batch(image: bool) -> tuple[Tensor, Tensor]:
     return x, torch.arange(6) % 5
 
 
-def program_of(form: Form, image: bool) -> Program:
+def program_of(form: Form, image: bool, backend: str = "native") -> Program:
     """The rewritten program of a pass."""
     line = mli_fast.Line(network(form, image, 0), network(form, image, 1))
     given = batch(image)
-    with Evaluation(network(form, image, 2), [given], Options(backend="native")) as evaluation:
+    with Evaluation(network(form, image, 2), [given], Options(backend=backend)) as evaluation:
         work, planned = evaluation._work(Job(line, line.points(3)), evaluation.anchors(line)), evaluation._planner()
         plan = planned.route(work.points, given, None, None).plan
     assert plan is not None, planned.reasons
@@ -108,6 +109,10 @@ def masked(net: Net, x: Tensor) -> Tensor:
     return net.layer(x, src_key_padding_mask=torch.arange(4).expand(6, 4) > 2)
 
 
+def wide_block(net: Net, x: Tensor) -> Tensor:
+    return F.relu(net.wide_norm(net.wide(x)) + x.mean((2, 3), keepdim=True).repeat(1, 6, 4, 4)[:, :16])
+
+
 def bias_of_one(net: Net, x: Tensor) -> Tensor:
     return torch.addmm(net.one, x.flatten(1)[:, :16].sigmoid(), net.f1.weight.t())
 
@@ -142,6 +147,8 @@ FORMS: dict[str, tuple[str, Form, bool, bool]] = {
     "batch norm of what is read beside": ("batch_norm", norm_beside, True, False),
     "batch norm before": ("batch_norm", lambda net, x: net.c2(net.b1(net.c1(x).sigmoid())), True, False),
     "activation": ("epilogues", lambda net, x: F.relu(net.f1(x.sigmoid())), False, True),
+    "product of an image": ("products", lambda net, x: net.wide(x), True, True),
+    "product of an image with what follows": ("epilogues", wide_block, True, True),
     "residual": ("epilogues", lambda net, x: net.f2(net.f1(x).sigmoid()) + x, False, True),
     "residual of another precision": ("epilogues", wider_residual, False, False),
     "residual of truths": ("epilogues", residual_of_truths, False, False),
@@ -210,3 +217,15 @@ def test_group_norm_gets_a_layout_that_it_takes() -> None:
     ours = mli_fast.sweep(model, a, b, [given], ALPHAS, check="all", progress=False)
     assert ours.provenance["engine"] == "planned"
     np.testing.assert_allclose(ours.loss, losses(a, b, network(form, True, 2).double(), given), rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", [wide_block, lambda net, x: net.wide(x)])
+def test_a_convolution_of_the_batch_is_combined_and_alone_the_same(form: Form) -> None:
+    products = [node.product for node in program_of(form, True, "auto").nodes if node.product is not None]
+    assert [product.kernel for product in products] == ["combined"]
+    a, b, model, given = network(form, True, 0), network(form, True, 1), network(form, True, 2), batch(True)
+    ours = mli_fast.sweep(model, a, b, [given], ALPHAS, progress=False)
+    for p, alpha in enumerate(ALPHAS):
+        assert mli_fast.sweep(model, a, b, [given], [alpha], progress=False).loss == ours.loss[p]
+    for end, loss in ((a, ours.loss[0]), (b, ours.loss[-1])):
+        assert mli_fast.sweep(model, end, end, [given], [0.5], progress=False).loss == loss

@@ -26,6 +26,7 @@ from mli_fast.rewrites.products import Product
 
 Shape = tuple[int, ...]
 TORCH = "torch"  # the kernel's name: PyTorch's convolution with what follows folded in
+COMBINED = "combined"  # PyTorch's convolution with each anchor, once a batch, and their combination at the points
 
 
 class Call(Protocol):
@@ -248,6 +249,22 @@ class TorchConv:
         if residual is not None:
             out += residual
         return _ACTIVATE[self._activation](out)
+
+
+class TorchProducts:
+    """PyTorch's convolution of one input with each anchor, [B * spatial, N] each, for `NativeCombine`."""
+
+    def __init__(self, product: Product, anchors: Sequence[Tensor]) -> None:
+        move = product.move
+        assert move is not None
+        self._anchors = list(anchors)
+        self._move = list(move.stride), list(move.padding), list(move.dilation), False, [0] * len(move.stride)
+        self._groups = move.groups
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        x = channels_last(x)
+        found = [torch.ops.aten.convolution.default(x, a, None, *self._move, self._groups) for a in self._anchors]
+        return [f.movedim(1, -1).reshape(-1, f.shape[1]) for f in found]
 
 
 _ACTIVATE = {

@@ -62,7 +62,8 @@ def _product(product: Product, at_points: bool, shared_input: bool) -> str:
     if product.kernel == "torch":
         kernel = "PyTorch, on the blended weight"
     elif shared_input:
-        kernel = f"{product.kernel}, combined from the anchors' products of the shared input"
+        name = "PyTorch" if product.kernel == "combined" else product.kernel
+        kernel = f"{name}, combined from the anchors' products of the shared input"
     else:
         kernel = f"{product.kernel}, blended within the product" if at_points else product.kernel
     return f"{product.kind} by {product.weight} {_shape(product.shape)}{''.join(' + ' + e for e in extras)}: {kernel}"

@@ -121,7 +121,7 @@ class Products:
                 return calls.NativeChain(product, anchors, of_products)
             return calls.DispatchedChain(product, anchors, of_products, self._points.dtype_of(product.weight))
         if of_products:
-            if self._compiled(product):
+            if self._compiled(product) or product.kernel == calls.COMBINED:
                 return calls.NativeCombine(product, product.shape[1 if product.kind == "conv" else -1])
             return calls.DispatchedCombine(product, self._points.dtype_of(product.weight))
         return self._one(product, self.anchors(product))
@@ -137,6 +137,8 @@ class Products:
         """What makes the R products of a shared input: each what the call gives at a point that is its anchor alone."""
         anchors = self.anchors(product)
         move = product.move
+        if product.kernel == calls.COMBINED:
+            return calls.TorchProducts(product, anchors)
         if not self._compiled(product):
             if move is None:
                 return lambda x: linear_ops.products(x, anchors)
@@ -154,7 +156,8 @@ class Products:
 
     def alone(self, product: Product) -> Callable[[Tensor, Tensor | None], Tensor]:
         """A product all of whose parameters are the same at all points, (x, residual) -> result."""
-        call = self.call(product, of_products=False)
+        combined = product.kernel == calls.COMBINED
+        call, products = self.call(product, of_products=combined), self.of_shared(product) if combined else None
         layers = [*product.before, product]
 
         def compute(x: Tensor, residual: Tensor | None) -> Tensor:
@@ -166,6 +169,7 @@ class Products:
             if product.before:
                 scales, shifts = zip(*tails, strict=True)
                 return call(x, residual, 1, [ONE] * len(layers), scales, shifts)  # type: ignore[arg-type]
+            x = x if products is None else products(x)  # type: ignore[assignment]
             return call(x, residual, 1, self._points.coefficients(product.weight)[:1], *tails[0])
 
         for p in layers:

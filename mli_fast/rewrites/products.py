@@ -25,8 +25,8 @@ class Kernels(Protocol):
     def linear(self, weight: str, rows: int) -> str | None:
         """The kernel for `rows` rows by this weight; None where PyTorch's own operator wins."""
 
-    def conv(self, weight: str, x: tuple[int, ...], move: Geometry) -> str | None:
-        """Likewise for a convolution of x [B, C, *spatial]."""
+    def conv(self, weight: str, x: tuple[int, ...], move: Geometry, of_data: bool) -> str | None:
+        """Likewise for a convolution of x [B, C, *spatial], which may depend on no parameter at all."""
 
     def chains(self, kernel: str, weights: list[str]) -> bool:
         """Whether layers of these weights, each by that kernel, are computed in one call."""
@@ -49,7 +49,8 @@ class Product:
 
     Attributes:
         kind: "linear" or "conv".
-        kernel: its name; "torch" for PyTorch's convolution with what is folded in.
+        kernel: its name; "torch" for PyTorch's convolution with what is folded in, "combined" for PyTorch's convolution
+            with each anchor of an input that depends on no parameter, combined at the points.
         x: the input.
         weight: a parameter's name.
         turned: the weight is [K, N], not [N, K].
@@ -154,7 +155,9 @@ def _conv(program: Program, node: Node, kernels: Kernels) -> Product | None:
     spread = lambda n: tuple(n) if len(n) == spatial else tuple(n) * spatial  # noqa: E731
     move = Geometry(spread(stride), spread(padding), spread(dilation), groups)
     name = program.name_of[w.number]
-    kernel = None if program.layout_seen else kernels.conv(name, tuple(program.shape[x.number]), move)
+    maker = program.maker.get(x.number)
+    of_data = maker is None or program.depends.isdisjoint(maker.ops)
+    kernel = None if program.layout_seen else kernels.conv(name, tuple(program.shape[x.number]), move, of_data)
     if kernel is None:
         return None
     return Product("conv", kernel, x, name, False, bias, tuple(program.shape[node.out]), move)
