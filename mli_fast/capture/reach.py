@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mli_fast.trees import tensors_in
+from mli_fast.trees import copied, tensors_in
 
 
 def of_outputs_alone(function: Callable[..., Any], what: str, parameters: Mapping[str, Tensor]) -> Callable[..., Any]:
@@ -27,18 +27,16 @@ def of_outputs_alone(function: Callable[..., Any], what: str, parameters: Mappin
     looked: list[bool] = []
 
     def looking(*args: Any, **kwargs: Any) -> Any:
-        if looked:
-            return function(*args, **kwargs)
-        looked.append(True)
-        watch = _Watch(names)
-        with watch:
-            result = function(*args, **kwargs)
-        if watch.seen is not None:
-            raise ValueError(
-                f"{what} reads the parameter {watch.seen!r} of the model that it was written for, which does not have "
-                "the values of the point; let forward= give what it needs (a penalty, say): its model has them"
-            )
-        return result
+        if not looked:
+            looked.append(True)
+            with _Watch(names) as watch:  # whose result is not taken: under a mode last bits may be others
+                function(*copied(args), **copied(kwargs))
+            if watch.seen is not None:
+                raise ValueError(
+                    f"{what} reads the parameter {watch.seen!r} of the model that it was written for, which does not "
+                    "have the values of the point; let forward= give what it needs (a penalty, say): its model has them"
+                )
+        return function(*args, **kwargs)
 
     looking.__name__ = getattr(function, "__name__", type(function).__name__)
     return looking
