@@ -27,6 +27,7 @@ _REFUSED = {
             "aten::linalg_eig",
             "aten::linalg_eigvals",
             "aten::_linalg_eigvals",
+            "aten::linalg_pinv",
         ),
         "singular values or eigenvalues, for which PyTorch takes other routines while a pass is recorded",
     ),
