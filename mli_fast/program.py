@@ -297,7 +297,7 @@ def _same_constant(a: torch.Tensor, b: torch.Tensor, literal: bool) -> bool:
 
 
 def _bits_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a, b) or (a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num()))
+    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
 
 
 def shown(program: Program) -> Iterator[str]:

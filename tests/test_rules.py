@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mli_fast
+from mli_fast.engine.checking import difference
 from mli_fast.engine.modes import MODES, forced
 from mli_fast.engine.running import PlanWarning
+from mli_fast.program import _same_constant as same_constant
 
 ALPHAS = [0.0, 0.3, 0.7, 1.0]
 D = 5
@@ -649,3 +651,15 @@ def test_sparse_batches_are_plain_pytorchs(layout: str) -> None:
     dense = mli_fast.sweep(Net(mixed), theta_0, theta_T, [(x.to_dense(), y) for x, y in data], ALPHAS, progress=False)
     np.testing.assert_allclose(found.loss, dense.loss, rtol=1e-5)
     assert "layout" in found.provenance["engine_reason"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [(np.nan, 0.0), (np.inf, torch.finfo(torch.float32).max), (-np.inf, torch.finfo(torch.float32).min)]
+)
+def test_constants_and_results_are_told_apart_by_every_number(a: float, b: float) -> None:
+    one, other = torch.tensor([a, 1.0]), torch.tensor([b, 1.0])
+    assert not same_constant(one, other, literal=True)
+    assert same_constant(one, one.clone(), literal=True)
+    assert not same_constant(torch.tensor(0.0), torch.tensor(-0.0), literal=True)
+    assert difference([one], [other], exact=True) is not None
+    assert difference([one], [one.clone()], exact=True) is None
