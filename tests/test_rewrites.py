@@ -30,6 +30,7 @@ class Net(nn.Module):
         if image:
             self.c1, self.c2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
             self.b1 = nn.BatchNorm2d(8)
+            self.picture = nn.Parameter(torch.randn(1, 3, 8, 8))
             self.wide, self.wide_norm = nn.Conv2d(3, 16, 3, padding=1, stride=2), nn.BatchNorm2d(16)
         else:
             self.f1, self.f2, self.f3 = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
@@ -113,6 +114,10 @@ def wide_block(net: Net, x: Tensor) -> Tensor:
     return F.relu(net.wide_norm(net.wide(x)) + x.mean((2, 3), keepdim=True).repeat(1, 6, 4, 4)[:, :16])
 
 
+def of_a_parameter(net: Net, x: Tensor) -> Tensor:
+    return F.relu(net.wide(net.picture)) * x.mean((1, 2, 3))[:, None, None, None]
+
+
 def bias_of_one(net: Net, x: Tensor) -> Tensor:
     return torch.addmm(net.one, x.flatten(1)[:, :16].sigmoid(), net.f1.weight.t())
 
@@ -148,6 +153,7 @@ FORMS: dict[str, tuple[str, Form, bool, bool]] = {
     "batch norm before": ("batch_norm", lambda net, x: net.c2(net.b1(net.c1(x).sigmoid())), True, False),
     "activation": ("epilogues", lambda net, x: F.relu(net.f1(x.sigmoid())), False, True),
     "product of an image": ("products", lambda net, x: net.wide(x), True, True),
+    "product of a parameter": ("products", of_a_parameter, True, True),
     "product of an image with what follows": ("epilogues", wide_block, True, True),
     "residual": ("epilogues", lambda net, x: net.f2(net.f1(x).sigmoid()) + x, False, True),
     "residual of another precision": ("epilogues", wider_residual, False, False),
@@ -223,6 +229,8 @@ def test_group_norm_gets_a_layout_that_it_takes() -> None:
 def test_a_convolution_of_the_batch_is_combined_and_alone_the_same(form: Form) -> None:
     products = [node.product for node in program_of(form, True, "auto").nodes if node.product is not None]
     assert [product.kernel for product in products] == ["combined"]
+    products = [node.product for node in program_of(of_a_parameter, True, "auto").nodes if node.product is not None]
+    assert [product.kernel for product in products] == ["torch"]
     a, b, model, given = network(form, True, 0), network(form, True, 1), network(form, True, 2), batch(True)
     ours = mli_fast.sweep(model, a, b, [given], ALPHAS, progress=False)
     for p, alpha in enumerate(ALPHAS):

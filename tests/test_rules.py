@@ -6,7 +6,6 @@ import copy
 import queue
 import threading
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -18,35 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mli_fast
-from mli_fast.engine.checking import difference
 from mli_fast.engine.modes import MODES, forced
 from mli_fast.engine.running import PlanWarning
-from mli_fast.program import _same_constant as same_constant
-
-ALPHAS = [0.0, 0.3, 0.7, 1.0]
-D = 5
-Form = Callable[["Net", Tensor], Tensor]
-
-
-class Net(nn.Module):
-    """The layers of the forms below, and the ways in which models reach parameters past their attributes."""
-
-    def __init__(self, form: Form) -> None:
-        super().__init__()
-        self.form = form
-        self.stem, self.f1, self.f2, self.out = (nn.Linear(D, D) for _ in range(4))
-        self.conv, self.conv2, self.bn = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
-        self.stacked = nn.Parameter(torch.randn(4, D, D))
-        self.square = nn.Parameter(torch.eye(D) + 0.1 * torch.randn(D, D))
-        self.register_buffer("flags", torch.tensor([1.0, -1.0, 1.0, -1.0]))
-        self.register_buffer("scratch", torch.zeros(4, D), persistent=False)
-        self.ws = [self.f1.weight]
-        self.call = lambda x: self.f1(x)
-        self.bound = self.f2.forward
-        self.cache: dict[str, Tensor] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.form(self, x)
+from tests.by_hand import ALPHAS, D, Form, Net, batches, ends, plain_losses, simple
 
 
 def image(net: Net, x: Tensor) -> Tensor:
@@ -364,40 +337,6 @@ REASONS = {  # what is refused, and what the provenance says of it
 }
 
 
-def ends(form: Form, constant: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    torch.manual_seed(3)
-    a, b = Net(form).state_dict(), Net(form).state_dict()
-    for k in b:
-        if constant is not None and k.startswith(constant):
-            b[k] = a[k].clone()
-        if "running_var" in k:
-            b[k] = b[k] + 0.5
-    return a, b
-
-
-def batches() -> list[tuple[Tensor, Tensor]]:
-    torch.manual_seed(4)
-    return [(torch.randn(4, D), torch.arange(4) % 3) for _ in range(3)]
-
-
-def plain_losses(net: Net, theta_0: dict[str, Tensor], theta_T: dict[str, Tensor]) -> np.ndarray:
-    """A loop that loads each point afresh for each batch, which is a copy: a program may write to either."""
-    found = []
-    for alpha in ALPHAS:
-        total = 0.0
-        for x, y in batches():
-            mixed = {
-                k: torch.lerp(v.double(), theta_T[k].double(), alpha).to(v.dtype) if v.is_floating_point() else v
-                for k, v in theta_0.items()
-            }
-            net.load_state_dict(mixed)
-            net.eval()
-            with torch.no_grad():
-                total += float(F.cross_entropy(net(x.clone()).float(), y, reduction="sum"))
-        found.append(total / 12)
-    return np.array(found)
-
-
 @pytest.mark.parametrize("constant", [None, "stem", "f1", "conv"])
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
 def test_programs_are_right_in_every_mode(form: Form, constant: str | None) -> None:
@@ -419,123 +358,6 @@ def test_programs_are_right_in_every_mode(form: Form, constant: str | None) -> N
     assert reason is None or reason in provenance["engine_reason"]
     for before, after in zip(kept, (theta_0, theta_T), strict=True):
         assert all(torch.equal(before[k], after[k]) for k in before)
-
-
-# ------------------------------------------------------------------------------------------- state, and the self-check
-
-
-def carries_a_tensor(net: Net, x: Tensor) -> Tensor:
-    h = torch.tanh(net.stem(x) + net.cache.get("h", 0.0))
-    net.cache["h"] = h
-    return net.out(h)
-
-
-def counts(net: Net, x: Tensor) -> Tensor:
-    net.calls = getattr(net, "calls", 0) + 1
-    return net.out(x) * net.calls
-
-
-def draws_from_numpy(net: Net, x: Tensor) -> Tensor:
-    return net.out(x) * float(np.random.rand())  # noqa: NPY002
-
-
-def moves_a_buffer(net: Net, x: Tensor) -> Tensor:
-    net.flags.mul_(0.5)
-    return net.out(x) * net.flags.abs().sum()
-
-
-@pytest.mark.parametrize(
-    ("form", "name"),
-    [
-        (carries_a_tensor, "cache"),
-        (counts, "calls"),
-        (draws_from_numpy, "random stream"),
-        (moves_a_buffer, "flags"),
-    ],
-)
-def test_what_a_model_carries_on_is_an_error_that_names_it(form: Form, name: str, engine: str) -> None:
-    theta_0, theta_T = ends(form, None)
-    with pytest.raises(ValueError, match=rf"carries state .*{name}.*state='per-batch'"):
-        mli_fast.sweep(Net(form), theta_0, theta_T, batches(), ALPHAS, progress=False)
-
-
-@pytest.mark.parametrize("form", [carries_a_tensor, counts, moves_a_buffer])
-def test_each_batch_may_start_from_the_model_as_given(form: Form, engine: str) -> None:
-    theta_0, theta_T = ends(form, None)
-    total = np.zeros(len(ALPHAS))
-    for batch in batches():
-        total += mli_fast.sweep(Net(form), theta_0, theta_T, [batch], ALPHAS, state="per-batch", progress=False).loss
-    together = mli_fast.sweep(Net(form), theta_0, theta_T, batches(), ALPHAS, state="per-batch", progress=False)
-    np.testing.assert_allclose(together.loss, total / 3, rtol=1e-6)
-
-
-class Wrong:
-    """A plan whose results are off at one point."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, point: int) -> None:
-        from mli_fast.engine.plan import Plan
-
-        true = Plan.result
-
-        def result(plan: Any, given: Any, shared: Any) -> Any:
-            outputs, targets = true(plan, given, shared)
-            if given.start <= point < given.start + given.count:
-                outputs[point - given.start] *= 1.5
-            return outputs, targets
-
-        monkeypatch.setattr(Plan, "result", result)
-
-
-def simple(net: Net, x: Tensor) -> Tensor:
-    return net.out(torch.sigmoid(net.stem(x)))
-
-
-@pytest.mark.parametrize("point", range(len(ALPHAS)))
-def test_a_wrong_plan_is_seen_and_its_values_are_taken_anew(point: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    theta_0, theta_T = ends(simple, None)
-    Wrong(monkeypatch, point)
-    with pytest.warns(PlanWarning, match="all values are plain PyTorch's now"):
-        result = mli_fast.sweep(Net(simple), theta_0, theta_T, batches(), ALPHAS, check="all", progress=False)
-    np.testing.assert_allclose(result.loss, plain_losses(Net(simple), theta_0, theta_T), rtol=1e-5)
-    assert "differs" in result.provenance["engine_reason"]
-    assert "plain" in result.provenance["engine"]
-
-
-def test_where_the_data_cannot_be_read_again_a_wrong_plan_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    theta_0, theta_T = ends(simple, None)
-    Wrong(monkeypatch, 0)
-    with pytest.raises(RuntimeError, match="cannot be read again"):
-        mli_fast.sweep(Net(simple), theta_0, theta_T, iter(batches()), ALPHAS, check="all", progress=False)
-
-
-def test_without_a_check_a_wrong_plan_is_the_callers_risk(monkeypatch: pytest.MonkeyPatch) -> None:
-    theta_0, theta_T = ends(simple, None)
-    expected = mli_fast.sweep(Net(simple), theta_0, theta_T, batches(), ALPHAS, progress=False).loss
-    Wrong(monkeypatch, 1)
-    found = mli_fast.sweep(Net(simple), theta_0, theta_T, batches(), ALPHAS, check=False, progress=False)
-    assert (found.loss != expected).tolist() == [False, True, False, False]
-    assert found.provenance["check"] is False
-
-
-def test_batches_of_many_kinds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mli_fast.engine import planner
-
-    monkeypatch.setattr(planner, "KINDS", 3)
-    theta_0, theta_T = ends(simple, None)
-    data = [(torch.randn(n, D), torch.arange(n) % 3) for n in range(1, 9)]
-    result = mli_fast.sweep(Net(simple), theta_0, theta_T, data, ALPHAS, progress=False)
-    assert "too many kinds of batches" in result.provenance["engine_reason"]
-    with forced("plain"):
-        plain = mli_fast.sweep(Net(simple), theta_0, theta_T, data, ALPHAS, progress=False)
-    np.testing.assert_allclose(result.loss, plain.loss, rtol=1e-6)
-
-
-def test_an_ambient_autocast_changes_nothing(engine: str) -> None:
-    theta_0, theta_T = ends(simple, None)
-    alone = mli_fast.sweep(Net(simple), theta_0, theta_T, batches(), ALPHAS, progress=False)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        within = mli_fast.sweep(Net(simple), theta_0, theta_T, batches(), ALPHAS, progress=False)
-    assert np.array_equal(alone.loss, within.loss)
 
 
 # --------------------------------------------------------------------------------------------- found by a fresh reader
@@ -626,20 +448,6 @@ def test_a_criterion_may_write_to_what_it_gets(engine: str) -> None:
     assert all(torch.equal(y, given) for (_, y), (_, given) in zip(data, batches(), strict=True))
 
 
-_KEPT: dict[str, Tensor] = {}
-
-
-def keeps_elsewhere(net: Net, x: Tensor) -> Tensor:
-    _KEPT["h"] = torch.tanh(net.stem(x) + _KEPT.get("h", 0.0))
-    return net.out(_KEPT["h"])
-
-
-def test_state_that_the_model_does_not_hold_is_an_error_too(engine: str) -> None:
-    theta_0, theta_T = ends(keeps_elsewhere, None)
-    with pytest.raises(ValueError, match="something else the second time"):
-        mli_fast.sweep(Net(keeps_elsewhere), theta_0, theta_T, batches(), ALPHAS, progress=False)
-
-
 @pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
 def test_sparse_batches_are_plain_pytorchs(layout: str) -> None:
     def mixed(net: Net, x: Tensor) -> Tensor:
@@ -651,15 +459,3 @@ def test_sparse_batches_are_plain_pytorchs(layout: str) -> None:
     dense = mli_fast.sweep(Net(mixed), theta_0, theta_T, [(x.to_dense(), y) for x, y in data], ALPHAS, progress=False)
     np.testing.assert_allclose(found.loss, dense.loss, rtol=1e-5)
     assert "layout" in found.provenance["engine_reason"]
-
-
-@pytest.mark.parametrize(
-    ("a", "b"), [(np.nan, 0.0), (np.inf, torch.finfo(torch.float32).max), (-np.inf, torch.finfo(torch.float32).min)]
-)
-def test_constants_and_results_are_told_apart_by_every_number(a: float, b: float) -> None:
-    one, other = torch.tensor([a, 1.0]), torch.tensor([b, 1.0])
-    assert not same_constant(one, other, literal=True)
-    assert same_constant(one, one.clone(), literal=True)
-    assert not same_constant(torch.tensor(0.0), torch.tensor(-0.0), literal=True)
-    assert difference([one], [other], exact=True) is not None
-    assert difference([one], [one.clone()], exact=True) is None

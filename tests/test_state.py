@@ -8,80 +8,68 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import mli_fast
 from mli_fast.engine.modes import MODES, forced
-
-ALPHAS = [0.0, 0.3, 1.0]
-D = 5
+from tests.by_hand import ALPHAS, D, Form, Net, batches, ends, plain_losses, simple
 
 
-class Net(nn.Module):
-    """A layer whose forward is given."""
+class Keeping(Net):
+    """Has places where the forms below keep something."""
 
     def __init__(self, form: Any) -> None:
-        super().__init__()
-        self.form = form
-        self.f, self.out = nn.Linear(D, D), nn.Linear(D, D)
+        super().__init__(form)
         self.register_buffer("scale", torch.ones(()), persistent=False)
         self.longest, self.kept, self.table = 4, None, None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.form(self, x)
 
-
-def grows_with_the_longest(net: Net, x: Tensor) -> Tensor:
+def grows_with_the_longest(net: Keeping, x: Tensor) -> Tensor:
     """As rotary embeddings do that are scaled by the longest text seen."""
     if len(x) > net.longest:
         net.longest = len(x)
         net.scale = torch.tensor(1.0 + len(x) / 10)
-    return net.out(net.f(x) * net.scale)
+    return net.out(net.f1(x) * net.scale)
 
 
-def kept_from_the_first(net: Net, x: Tensor) -> Tensor:
+def kept_from_the_first(net: Keeping, x: Tensor) -> Tensor:
     if net.kept is None:
-        net.kept = net.f(x[:1])
+        net.kept = net.f1(x[:1])
     return net.out(x + net.kept)
 
 
-def kept_weight(net: Net, x: Tensor) -> Tensor:
+def kept_weight(net: Keeping, x: Tensor) -> Tensor:
     if net.kept is None:
-        net.kept = net.f.weight.tanh()
+        net.kept = net.f1.weight.tanh()
     return net.out(x @ net.kept)
 
 
-def decayed(net: Net, x: Tensor) -> Tensor:
-    net.f.weight.data.mul_(0.5)
-    return net.out(net.f(x))
+def decayed(net: Keeping, x: Tensor) -> Tensor:
+    net.f1.weight.data.mul_(0.5)
+    return net.out(net.f1(x))
 
 
-def decayed_and_printed(net: Net, x: Tensor) -> Tensor:
-    net.f.weight.data.mul_(0.5)
-    return net.out(net.f(x) * len(str(x)))
+def decayed_and_printed(net: Keeping, x: Tensor) -> Tensor:
+    net.f1.weight.data.mul_(0.5)
+    return net.out(net.f1(x) * len(str(x)))
 
 
-def table_by_shape(net: Net, x: Tensor) -> Tensor:
+def table_by_shape(net: Keeping, x: Tensor) -> Tensor:
     """Kept, but the same whatever the point and the batch."""
     if net.table is None:
         net.table = torch.arange(D).float().sin()
-    return net.out(net.f(x) + net.table)
+    return net.out(net.f1(x) + net.table)
 
 
-def clamped_in_place(net: Net, x: Tensor) -> Tensor:
+def clamped_in_place(net: Keeping, x: Tensor) -> Tensor:
     """Written, but to the same values however often."""
-    net.f.weight.data.clamp_(-0.2, 0.2)
-    return net.out(net.f(x))
+    net.f1.weight.data.clamp_(-0.2, 0.2)
+    return net.out(net.f1(x))
 
 
-def ends(form: Any) -> tuple[Net, Net]:
+def two(form: Any) -> tuple[Keeping, Keeping]:
     torch.manual_seed(0)
-    return Net(form), Net(form)
-
-
-def batches(*lengths: int) -> list[tuple[Tensor, Tensor]]:
-    torch.manual_seed(1)
-    return [(torch.randn(n, D), torch.arange(n) % 3) for n in lengths]
+    return Keeping(form), Keeping(form)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -92,8 +80,8 @@ def batches(*lengths: int) -> list[tuple[Tensor, Tensor]]:
         (grows_with_the_longest, (7, 4, 4), "longest"),
         (kept_from_the_first, (4, 4), "kept"),
         (kept_weight, (4,), "kept"),
-        (decayed, (4, 4), r"f\.weight"),
-        (decayed_and_printed, (4, 4), r"f\.weight"),
+        (decayed, (4, 4), r"f1\.weight"),
+        (decayed_and_printed, (4, 4), r"f1\.weight"),
     ],
 )
 def test_state_is_seen_at_other_points_and_in_other_batches(
@@ -101,47 +89,98 @@ def test_state_is_seen_at_other_points_and_in_other_batches(
 ) -> None:
     data = batches(*lengths)
     with forced(mode), pytest.raises(ValueError, match=rf"carries state .*{name}.*state='per-batch'"):
-        mli_fast.sweep(Net(form), *ends(form), data, ALPHAS, progress=False)
+        mli_fast.sweep(Keeping(form), *two(form), data, ALPHAS, progress=False)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("form", [table_by_shape, clamped_in_place])
 def test_what_is_written_alike_each_time_is_no_state(mode: str, form: Any) -> None:
-    data, (a, b) = batches(4, 7, 4), ends(form)
+    data, (a, b) = batches(4, 7, 4), two(form)
     with forced(mode):
-        found = mli_fast.sweep(Net(form), a, b, data, ALPHAS, progress=False)
-    for alpha, loss in zip(ALPHAS, found.loss, strict=True):
-        model = Net(form)
-        model.load_state_dict({k: torch.lerp(v, b.state_dict()[k], alpha) for k, v in a.state_dict().items()})
-        with torch.no_grad():
-            total = sum(float(F.cross_entropy(model(x), y, reduction="sum")) for x, y in data)
-        np.testing.assert_allclose(loss, total / 15, rtol=1e-5)
-
-
-def simple(net: Net, x: Tensor) -> Tensor:
-    return net.out(net.f(x))
+        found = mli_fast.sweep(Keeping(form), a, b, data, ALPHAS, progress=False)
+    expected = plain_losses(Keeping(form), a.state_dict(), b.state_dict(), (4, 7, 4))
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
 
 
 def test_a_criterion_that_reads_the_callers_model_is_an_error() -> None:
-    model = Net(simple)
+    model = Keeping(simple)
 
     def decay(outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, reduction="none") + 0.1 * model.f.weight.square().sum()
+        return F.cross_entropy(outputs, targets, reduction="none") + 0.1 * model.f1.weight.square().sum()
 
-    with pytest.raises(ValueError, match=r"the criterion decay reads the parameter 'f\.weight'.*forward="):
-        mli_fast.sweep(model, *ends(simple), batches(4), ALPHAS, criterion=decay, progress=False)
+    with pytest.raises(ValueError, match=r"the criterion decay reads the parameter 'f1\.weight'.*forward="):
+        mli_fast.sweep(model, *two(simple), batches(4), ALPHAS, criterion=decay, progress=False)
     metrics = {"size": lambda outputs, targets: outputs.mean(1) + model.out.bias.sum()}
     with pytest.raises(ValueError, match=r"the metric 'size' reads the parameter 'out\.bias'"):
-        mli_fast.sweep(model, *ends(simple), batches(4), ALPHAS, metrics=metrics, progress=False)
+        mli_fast.sweep(model, *two(simple), batches(4), ALPHAS, metrics=metrics, progress=False)
 
 
 def test_a_criterion_may_read_what_does_not_move() -> None:
-    model, (a, b) = Net(simple), ends(simple)
-    b.f.load_state_dict(a.f.state_dict())
+    model, (a, b) = Keeping(simple), two(simple)
+    b.f1.load_state_dict(a.f1.state_dict())
 
     def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, reduction="none") * (1 + model.f.bias.square().sum())
+        return F.cross_entropy(outputs, targets, reduction="none") * (1 + model.f1.bias.square().sum())
 
     found = mli_fast.sweep(model, a, b, batches(4), ALPHAS, criterion=weighted, progress=False)
     plain = mli_fast.sweep(model, a, b, batches(4), ALPHAS, progress=False)
-    np.testing.assert_allclose(found.loss, plain.loss * (1 + model.f.bias.square().sum().item()), rtol=1e-5)
+    np.testing.assert_allclose(found.loss, plain.loss * (1 + model.f1.bias.square().sum().item()), rtol=1e-5)
+
+
+def carries_a_tensor(net: Net, x: Tensor) -> Tensor:
+    h = torch.tanh(net.stem(x) + net.cache.get("h", 0.0))
+    net.cache["h"] = h
+    return net.out(h)
+
+
+def counts(net: Net, x: Tensor) -> Tensor:
+    net.calls = getattr(net, "calls", 0) + 1
+    return net.out(x) * net.calls
+
+
+def draws_from_numpy(net: Net, x: Tensor) -> Tensor:
+    return net.out(x) * float(np.random.rand())  # noqa: NPY002
+
+
+def moves_a_buffer(net: Net, x: Tensor) -> Tensor:
+    net.flags.mul_(0.5)
+    return net.out(x) * net.flags.abs().sum()
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        (carries_a_tensor, "cache"),
+        (counts, "calls"),
+        (draws_from_numpy, "random stream"),
+        (moves_a_buffer, "flags"),
+    ],
+)
+def test_what_a_model_carries_on_is_an_error_that_names_it(form: Form, name: str, engine: str) -> None:
+    theta_0, theta_T = ends(form, None)
+    with pytest.raises(ValueError, match=rf"carries state .*{name}.*state='per-batch'"):
+        mli_fast.sweep(Net(form), theta_0, theta_T, batches(), ALPHAS, progress=False)
+
+
+@pytest.mark.parametrize("form", [carries_a_tensor, counts, moves_a_buffer])
+def test_each_batch_may_start_from_the_model_as_given(form: Form, engine: str) -> None:
+    theta_0, theta_T = ends(form, None)
+    total = np.zeros(len(ALPHAS))
+    for batch in batches():
+        total += mli_fast.sweep(Net(form), theta_0, theta_T, [batch], ALPHAS, state="per-batch", progress=False).loss
+    together = mli_fast.sweep(Net(form), theta_0, theta_T, batches(), ALPHAS, state="per-batch", progress=False)
+    np.testing.assert_allclose(together.loss, total / 3, rtol=1e-6)
+
+
+_KEPT: dict[str, Tensor] = {}
+
+
+def keeps_elsewhere(net: Net, x: Tensor) -> Tensor:
+    _KEPT["h"] = torch.tanh(net.stem(x) + _KEPT.get("h", 0.0))
+    return net.out(_KEPT["h"])
+
+
+def test_state_that_the_model_does_not_hold_is_an_error_too(engine: str) -> None:
+    theta_0, theta_T = ends(keeps_elsewhere, None)
+    with pytest.raises(ValueError, match="something else the second time"):
+        mli_fast.sweep(Net(keeps_elsewhere), theta_0, theta_T, batches(), ALPHAS, progress=False)

@@ -39,8 +39,7 @@ def listing(plan: Plan) -> Iterator[str]:
 def _said(program: Program, node: Node, plan: Plan, at_points: bool) -> str | None:
     if node.product is not None:
         layers = [*node.product.before, node.product]
-        first = program.maker.get(node.product.first.x.number)
-        shared_input = at_points and (first is None or id(first) not in plan.per_point)
+        shared_input = at_points and plan.shares_input(node.product)
         return ", then ".join(_product(p, at_points, shared_input and p is layers[0]) for p in layers)
     if isinstance(node.func, Exit):
         return f"compare {node.func.kind} {node.func.answer!r}, which leaves PyTorch"

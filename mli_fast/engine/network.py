@@ -18,6 +18,7 @@ from torch.func import functional_call
 from mli_fast.capture import State
 from mli_fast.capture.state import containers
 from mli_fast.checkpoints.matching import model_entries
+from mli_fast.checkpoints.values import same_bits
 from mli_fast.engine.batches import Forward
 from mli_fast.engine.points import Points, Writer
 from mli_fast.trees import mapped
@@ -140,7 +141,7 @@ class Network:
         for factor in (1, 2):
             values = {n: v * factor if v.is_floating_point() else v for n, v in first.items()}
             self._load_slowly(values)
-            if any(not same_values(self.memory[name], value) for name, value in values.items()):
+            if any(not same_bits(self.memory[name], value) for name, value in values.items()):
                 return
             found.append(State(self.model, {id(t) for t in self.own.values()}))
         if found[0].same_as(found[1]):
@@ -235,12 +236,6 @@ def _is_pytorchs(module: nn.Module, name: str) -> bool:
         return False
     writer = next(kind for kind in type(module).__mro__ if name in vars(kind))
     return writer.__module__.startswith("torch.nn.")
-
-
-def same_values(a: Tensor, b: Tensor) -> bool:
-    """Whether all elements are equal, those that are no numbers included."""
-    same = a == b
-    return bool((same | (a.isnan() & b.isnan())).all() if a.is_floating_point() else same.all())
 
 
 def _replica(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> nn.Module:

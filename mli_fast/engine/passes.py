@@ -8,9 +8,10 @@ import torch
 
 from mli_fast.capture.passes import Captured, captured
 from mli_fast.capture.record import Record
+from mli_fast.checkpoints.values import same_bits
 from mli_fast.engine.batches import shapes
 from mli_fast.engine.guard import Noise
-from mli_fast.engine.network import Network, Streams, same_values
+from mli_fast.engine.network import Network, Streams
 from mli_fast.engine.points import Points
 from mli_fast.trees import copied, leaves_of
 
@@ -130,7 +131,7 @@ class Passes:
         memory, values = self.network.memory, points.values(p)
         if not self.network.loads_as_written:
             return []
-        return [n for n, v in values.items() if v.layout is torch.strided and not same_values(memory[n], v)]
+        return [n for n, v in values.items() if v.layout is torch.strided and not same_bits(memory[n], v)]
 
     def _look_at_state(
         self, given: _Given, other: _Given, written: list[str], versions: list[int], streams: Streams

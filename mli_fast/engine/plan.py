@@ -76,6 +76,13 @@ class Plan:
     def _is_per_point(self, node: Node) -> bool:
         return id(node) in self.per_point
 
+    def shares_input(self, product: Product) -> bool:
+        """Whether the anchors' products of its input are made once a batch and combined at the points."""
+        number = product.first.x.number
+        maker = self.program.maker.get(number)
+        is_shared = number not in self.program.name_of and (maker is None or not self._is_per_point(maker))
+        return is_shared and product.kernel != TORCH
+
     # ---- running
     def shared(self, batch: Sequence[Tensor], held: Held | None = None) -> Shared:
         """What all points of a batch share; see `SharedPart`."""
@@ -218,11 +225,8 @@ class Plan:
 
     def _product(self, node: Node, names: list[str]) -> str:
         product: Product = node.product
-        number = product.first.x.number
-        maker = self.program.maker.get(number)
-        is_shared = number not in self.program.name_of and (maker is None or not self._is_per_point(maker))
         residual = "None" if product.residual is None else self._text(product.residual, names)
-        is_shared = is_shared and product.kernel != TORCH
+        is_shared = self.shares_input(product)
         call = self._constant(self._products.call(product, is_shared))
         if is_shared:
             source = f"p{node.out}"

@@ -156,7 +156,7 @@ def _conv(program: Program, node: Node, kernels: Kernels) -> Product | None:
     move = Geometry(spread(stride), spread(padding), spread(dilation), groups)
     name = program.name_of[w.number]
     maker = program.maker.get(x.number)
-    of_data = maker is None or program.depends.isdisjoint(maker.ops)
+    of_data = x.number not in program.name_of and (maker is None or program.depends.isdisjoint(maker.ops))
     kernel = None if program.layout_seen else kernels.conv(name, tuple(program.shape[x.number]), move, of_data)
     if kernel is None:
         return None
