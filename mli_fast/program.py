@@ -133,6 +133,10 @@ class Program:
         now: dict[int, int] = {}
         nodes: list[Node] = []
         for i, op in enumerate(record.ops):
+            if _is_same_view(record, op):
+                was = op.args[0].number
+                now[op.outs[0]] = now.get(was, was)  # type: ignore[index]
+                continue
             args, kwargs = (_renamed(op.args, now), _renamed(op.kwargs, now)) if now else (op.args, op.kwargs)
             func, outs = op.func, list(op.outs)
             touched = op.reads | op.writes | {record.storage[n] for n in op.outs if n is not None}
@@ -151,7 +155,7 @@ class Program:
         for op in record.ops:
             for n in (*numbers_in((op.args, op.kwargs)), *(n for n in op.outs if n is not None)):
                 seen[record.storage[n]].add(n)
-            for storage in op.writes:
+            for storage in () if _is_same_view(record, op) else op.writes:
                 if len(seen[storage]) > 1 or storage in self._own or not self._has_functional_form(op):
                     unstable.add(storage)
         return unstable
@@ -246,9 +250,21 @@ def dependent(record: Record, names: Iterable[str]) -> set[int]:
 
 def _sees_layout(record: Record, op: Op) -> bool:
     """Whether an operator shows how a value lies in memory: by strides, as other numbers, by resizing what it fills."""
+    if _is_same_view(record, op):
+        return False
     given = set(numbers_in((op.args, op.kwargs)))
     resized = any(n is not None and n not in given and record.storage[n] in op.writes for n in op.outs)
     return resized or _name(op) in LAYOUT_SEEN or op.func is aten.view.dtype
+
+
+def _is_same_view(record: Record, op: Op) -> bool:
+    """Whether an operator changes nothing but the strides of dimensions of size 1, as average pooling to 1 x 1 does."""
+    if op.func is not aten.as_strided_.default or type(op.args[0]) is not Ref:
+        return False
+    before, after = record.geometry[op.args[0].number], record.geometry[op.outs[0]]  # type: ignore[index]
+    if (before.shape, before.offset) != (after.shape, after.offset):
+        return False
+    return all(n == 1 or a == b for n, a, b in zip(before.shape, before.stride, after.stride, strict=True))
 
 
 def _name(op: Op) -> str:

@@ -106,6 +106,16 @@ def residual_of_an_image(net: Net, x: Tensor) -> Tensor:
     return F.relu(net.c2(y.sigmoid()) + net.b1(y))
 
 
+def pooled_to_one(net: Net, x: Tensor) -> Tensor:
+    pooled = F.adaptive_avg_pool2d(net.c1(x.to(memory_format=torch.channels_last)).sigmoid(), 1)
+    return net.c2(pooled.expand(-1, -1, 3, 3).sigmoid())
+
+
+def seen_otherwise(net: Net, x: Tensor) -> Tensor:
+    h = net.c1(x).sigmoid()
+    return net.c2(h.as_strided_(h.shape, (512, 64, 1, 8)))
+
+
 def masked(net: Net, x: Tensor) -> Tensor:
     return net.layer(x, src_key_padding_mask=torch.arange(4).expand(6, 4) > 2)
 
@@ -153,6 +163,8 @@ FORMS: dict[str, tuple[str, Form, bool, bool]] = {
     "batch norm before": ("batch_norm", lambda net, x: net.c2(net.b1(net.c1(x).sigmoid())), True, False),
     "activation": ("epilogues", lambda net, x: F.relu(net.f1(x.sigmoid())), False, True),
     "product of an image": ("products", lambda net, x: net.wide(x), True, True),
+    "product after strides of sizes 1": ("products", pooled_to_one, True, True),
+    "product of what is read otherwise": ("products", seen_otherwise, True, False),
     "product of a parameter": ("products", of_a_parameter, True, True),
     "product of an image with what follows": ("epilogues", wide_block, True, True),
     "residual": ("epilogues", lambda net, x: net.f2(net.f1(x).sigmoid()) + x, False, True),

@@ -91,3 +91,17 @@ def test_constants_and_results_are_told_apart_by_every_number(a: float, b: float
     assert not same_constant(torch.tensor(0.0), torch.tensor(-0.0), literal=True)
     assert difference([one], [other], exact=True) is not None
     assert difference([one], [one.clone()], exact=True) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64])
+def test_what_is_infinite_in_both_does_not_count(dtype: torch.dtype) -> None:
+    other = torch.tensor([np.inf, -np.inf, np.nan, 3.0, -100.0]).to(dtype)
+    ours = other.clone()
+    assert difference([ours], [other], exact=False) is None
+    ours[3] = 60
+    assert difference([ours], [other], exact=False) == f"output 0 differs by {57 / 100:.1e} of its largest value"
+    for value in (np.inf, np.nan):
+        ours[3] = value
+        assert difference([ours], [other], exact=False) == "output 0 differs by inf of its largest value"
+    nothing = torch.full((3,), np.nan).to(dtype)
+    assert difference([nothing], [nothing.clone()], exact=False) is None

@@ -27,6 +27,8 @@ def containers(model: nn.Module) -> Iterator[tuple[str, Any]]:
         yield name, container
         items = container.items() if isinstance(container, dict) else enumerate(container)
         for key, value in items:
+            if value is None or type(value) in _NUMBERS:
+                continue
             inner = _inside(value)
             if inner is not None and "_hooks" not in str(key):  # hooks are put there on purpose
                 waiting.append((f"{name}.{key}" if name else str(key), inner))

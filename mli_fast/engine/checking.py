@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -40,12 +41,18 @@ def difference(ours: Sequence[Tensor], plain: Sequence[Tensor], exact: bool) -> 
 
 def _relative(mine: Tensor, theirs: Tensor) -> float:
     """The largest difference over the largest value; infinite where one alone is finite."""
-    finite = theirs.isfinite()
-    if not torch.equal(finite, mine.isfinite()):
-        return float("inf")
-    if not bool(finite.any()):
-        return 0.0
-    wide = torch.complex128 if theirs.dtype.is_complex else torch.float64
-    a, b = mine[finite].to(wide), theirs[finite].to(wide)
-    scale = float(b.abs().max())
-    return float((a - b).abs().max()) / scale if scale else float((a - b).abs().max())
+    off = scale = math.nan
+    if theirs.dtype.itemsize > 1:  # eight bits have no arithmetic
+        off, scale = _largest(mine - theirs), _largest(theirs)
+    if not math.isfinite(off + scale):  # what is infinite or no number in both does not count
+        finite = theirs.isfinite()
+        if not torch.equal(finite, mine.isfinite()):
+            return float("inf")
+        wide = torch.complex128 if theirs.dtype.is_complex else torch.float64
+        a, b = mine[finite].to(wide), theirs[finite].to(wide)
+        off, scale = (_largest(a - b), _largest(b)) if b.numel() else (0.0, 0.0)
+    return off / scale if scale else off
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.abs().max())

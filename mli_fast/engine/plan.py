@@ -22,7 +22,7 @@ from mli_fast.rewrites.products import Product
 from mli_fast.trees import filled, leaves_of, mapped, same_geometry, tensors_in
 
 aten = torch.ops.aten
-KEPT_BYTES = 2**20  # of a result that is wanted again
+KEPT_BYTES = 2**26  # of a result that is wanted again
 
 
 @dataclass

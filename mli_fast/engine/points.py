@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,31 @@ class Points:
         dtype = self.dtype_of(name)
         values = blend([_real(a) for a in self.anchors[name]], self.coefficients(name)[start:stop], dtype.to_real())
         return torch.view_as_complex(values) if dtype.is_complex else values
+
+    def vectors(self, names: Iterable[str], start: int, stop: int) -> dict[str, Tensor]:
+        """Small tensors at points start..stop-1, [stop - start, *shape] each; those that move alike in one go."""
+        found: dict[str, Tensor] = {}
+        alike: dict[Any, list[str]] = {}
+        for name in names:
+            anchors = self.anchors.get(name, ())
+            if len(anchors) > 1 and not anchors[0].is_complex():
+                key = id(self.coefficients(name)), tuple(a.dtype for a in anchors), self.dtype_of(name)
+                alike.setdefault(key, []).append(name)
+            else:
+                found[name] = self.rows(name, start, stop)
+        for (_, _, dtype), chosen in alike.items():
+            groups = [self.anchors[name] for name in chosen]
+            joined = [torch.cat([a.flatten() for a in column]) for column in zip(*groups, strict=True)]
+            values = blend(joined, self.coefficients(chosen[0])[start:stop], dtype)
+            parts = values.split([group[0].numel() for group in groups], dim=1)
+            for name, group, part in zip(chosen, groups, parts, strict=True):
+                found[name] = part.reshape(stop - start, *group[0].shape)
+        return found
+
+    def bytes_of(self, name: str) -> int:
+        """Those of a name's value at one point."""
+        like = self.tables[name][0] if name in self.tables else self.anchors[name][0]
+        return like.numel() * self.dtype_of(name).itemsize
 
     def table(self, name: str) -> Tensor:
         """A name's values at all points, [P, *shape], to be written to."""

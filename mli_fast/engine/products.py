@@ -15,7 +15,7 @@ from mli_fast.ops import conv as conv_ops
 from mli_fast.ops import linear as linear_ops
 from mli_fast.ops.norm import fold_batch_norm
 from mli_fast.program import Program
-from mli_fast.rewrites.products import Product
+from mli_fast.rewrites.products import Norm, Product
 
 TABLE_BYTES = 2**26  # of the tabulated vectors of a block of points
 _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -23,56 +23,57 @@ _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed": lambda a: a.t(),
     "channels last": lambda a: a.movedim(1, -1),
 }
-Rows = Callable[[int, int], Tensor]  # first point, the one after the last -> [points, N]
 
 
 class Tables:
-    """Vectors of all points, computed for a block of points at a time."""
+    """Scales and shifts of all points, computed for a block of points at a time."""
 
     def __init__(self, points: Points) -> None:
         self._points = points
-        self._makers: list[Rows] = []
+        self._makers: list[tuple[Norm | None, str | None]] = []  # a batch norm, a bias
         self._at: dict[Any, tuple[int | None, int | None]] = {}
-        self._first, self._last, self._rows = 0, 0, []  # type: ignore[var-annotated]
+        self._count = self._first = self._last = 0
+        self._rows: list[Tensor] = []
 
     def tails(self, product: Product) -> tuple[int | None, int | None]:
         """The numbers of the tables of a product's scale and shift."""
         key = product.norm, product.bias
-        if key not in self._at:
-            self._at[key] = self._added(product)
-        return self._at[key]
-
-    def _added(self, product: Product) -> tuple[int | None, int | None]:
-        at, bias, norm = len(self._makers), product.bias, product.norm
-        if norm is None and bias is None:
+        if key == (None, None):
             return None, None
-        rows = self._points.rows
-        if norm is None:
-            self._makers.append(lambda start, stop: rows(bias, start, stop))  # type: ignore[arg-type]
-            return None, at
-
-        def folded(start: int, stop: int) -> tuple[Tensor, Tensor]:
-            names = norm.mean, norm.variance, norm.weight, norm.bias
-            mean, variance, weight, shift = (None if n is None else rows(n, start, stop) for n in names)
-            assert mean is not None
-            assert variance is not None
-            if bias is not None:
-                mean = mean - rows(bias, start, stop)
-            return fold_batch_norm(mean, variance, weight, shift, norm.eps)
-
-        self._makers += [lambda start, stop: folded(start, stop)[0], lambda start, stop: folded(start, stop)[1]]
-        return at, at + 1
+        if key not in self._at:
+            self._makers.append(key)
+            self._last = 0
+            scale = None if product.norm is None else self._count
+            self._count += 1 if product.norm is None else 2
+            self._at[key] = scale, self._count - 1
+        return self._at[key]
 
     def rows(self, start: int, stop: int) -> list[Tensor]:
         """The tables' rows of points start..stop-1, [points, N] each."""
-        if not self._makers:
-            return []
         if not (self._first <= start and stop <= self._last):
-            width = sum(t.numel() * t.element_size() for t in (make(0, 1) for make in self._makers))
+            names = dict.fromkeys(n for norm, bias in self._makers for n in (bias, *_names(norm)) if n is not None)
+            width = sum(self._points.bytes_of(name) for name in names)
             size = max(stop - start, min(self._points.count, TABLE_BYTES // max(width, 1)))
             self._first, self._last = start, min(start + size, self._points.count)
-            self._rows = [make(self._first, self._last).contiguous() for make in self._makers]
+            vectors = self._points.vectors(names, self._first, self._last)
+            self._rows = [t.contiguous() for norm, bias in self._makers for t in _tail(norm, bias, vectors)]
         return [t[start - self._first : stop - self._first] for t in self._rows]
+
+
+def _names(norm: Norm | None) -> tuple[str | None, ...]:
+    return () if norm is None else (norm.mean, norm.variance, norm.weight, norm.bias)
+
+
+def _tail(norm: Norm | None, bias: str | None, vectors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """The shift, or the scale and the shift, at all points."""
+    added = None if bias is None else vectors[bias]
+    if norm is None:
+        assert added is not None
+        return (added,)
+    mean, variance, weight, shift = (None if n is None else vectors[n] for n in _names(norm))
+    assert mean is not None
+    assert variance is not None
+    return fold_batch_norm(mean if added is None else mean - added, variance, weight, shift, norm.eps)
 
 
 class Products:
