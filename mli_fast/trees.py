@@ -52,6 +52,11 @@ def tensors_in(x: Any) -> Iterator[Tensor]:
     return (leaf for leaf in leaves_of(x) if isinstance(leaf, Tensor))
 
 
+def bytes_in(x: Any) -> int:
+    """Those of the tensors of `x`."""
+    return sum(t.numel() * t.element_size() for t in tensors_in(x))
+
+
 def filled(x: Any, leaves: Any) -> Any:
     """`x` with other leaves in the places of its own."""
     given = iter(leaves)

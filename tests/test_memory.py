@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,3 +91,28 @@ def test_a_pool_holds_no_more_than_its_budget() -> None:
     del kept
     last = tensor(900)
     assert pool.held == last.numel() == 900
+
+
+def test_results_of_checks_are_kept_within_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of many kinds in one group: what all their plans keep is bounded together."""
+    from mli_fast.engine import planner
+    from mli_fast.engine.plan import Plan
+    from mli_fast.trees import bytes_in
+
+    room, held, plans = 5 * 4 * 3 * 4, [], []
+    keep = Plan.keep
+
+    def watched(plan: Plan, *given: Any) -> None:
+        plans.append(plan)
+        keep(plan, *given)
+        held.append(sum(bytes_in(r) for p in plans for r in p.kept.values()))
+
+    monkeypatch.setattr(Plan, "keep", watched)
+    monkeypatch.setattr(planner, "KEPT_BYTES", room)
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(4, 6), nn.Softmax(1), nn.Linear(6, 3)) for _ in range(3)]
+    data = [(torch.randn(n, 4), torch.arange(n) % 3) for n in range(2, 9)]
+    mli_fast.sweep(*models, data, [0.0, 0.5, 1.0], progress=False)
+    assert 0 < max(held) <= room
+    assert held[-1] == max(held)
+    assert all(not p.kept for p in plans)

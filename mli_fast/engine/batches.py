@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mli_fast.capture.operators import PLAIN_DATA
-from mli_fast.trees import leaves_of, mapped, tensors_in
+from mli_fast.trees import mapped, tensors_in
 
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
 
@@ -152,8 +152,3 @@ def _form(structure: Any) -> Any:
     if isinstance(structure, Mapping):
         return type(structure).__name__, tuple((k, _form(v)) for k, v in structure.items())
     return type(structure).__name__ if not isinstance(structure, str) else ""
-
-
-def batch_bytes(batch: Any) -> int:
-    """What a batch's tensors take."""
-    return sum(t.numel() * t.element_size() for t in leaves_of(batch) if isinstance(t, Tensor))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mli_fast.reducers import Batch, Reducer
-from mli_fast.trees import filled, leaves_of
+from mli_fast.trees import bytes_in, filled, leaves_of
 
 TOGETHER = 2**20  # bytes of outputs of one batch that wait for one another
 
@@ -34,7 +34,7 @@ class Gathered:
             self.flush()
         leaves = leaves_of(outputs)
         if not self._count:
-            size = sum(t.numel() * t.element_size() for t in leaves if isinstance(t, Tensor))
+            size = bytes_in(leaves)
             self._room = min(count * (TOGETHER // max(size, 1)), self._reducer.points - start)
             if not self._waits or self._room <= count:
                 self._add(start, outputs, targets)

@@ -19,10 +19,9 @@ from mli_fast.engine.shared import Held, Shared, SharedPart
 from mli_fast.engine.together import folds
 from mli_fast.program import IN_PLACE, VIEWS, Node, Program, dependent
 from mli_fast.rewrites.products import Product
-from mli_fast.trees import filled, leaves_of, mapped, same_geometry, tensors_in
+from mli_fast.trees import bytes_in, filled, leaves_of, mapped, same_geometry
 
 aten = torch.ops.aten
-KEPT_BYTES = 2**26  # of a result that is wanted again
 
 
 @dataclass
@@ -118,9 +117,9 @@ class Plan:
                 leaves.append(out.reshape(given.count, *self.program.shape[n]) if self.together else out[None])
         return filled(outputs, leaves[: self._targets_from]), filled(targets, leaves[self._targets_from :])
 
-    def keep(self, batch: Any, p: int, result: tuple[Any, Any]) -> None:
-        """Keep a small result at point p until the batch is evaluated, where points are taken one by one."""
-        if self.most == 1 and sum(t.numel() * t.element_size() for t in tensors_in(result)) <= KEPT_BYTES:
+    def keep(self, batch: Any, p: int, result: tuple[Any, Any], room: int) -> None:
+        """Keep a result of at most `room` bytes until the batch is evaluated, where points are taken one by one."""
+        if self.most == 1 and bytes_in(result) <= room:
             self.kept[id(batch), p] = mapped(lambda x: x.clone() if isinstance(x, Tensor) else x, result)
 
     def compile(self) -> None:

@@ -22,9 +22,10 @@ from mli_fast.engine.shared import Held, Shared
 from mli_fast.ops.backend import current
 from mli_fast.program import Unfit, same_program
 from mli_fast.rewrites import REWRITES, rewritten
-from mli_fast.trees import tensors_in
+from mli_fast.trees import bytes_in, tensors_in
 
 KINDS = 64  # of batches that are recorded in a sweep; what is recorded never depends on the points
+KEPT_BYTES = 2**26  # of results of a check that are wanted again, of all plans together
 WAYS = 4  # records of one kind of batch, where numbers that leave PyTorch take it different ways
 
 
@@ -239,7 +240,8 @@ class Planner:
         """
         result = plan.result(plan.prepare(p, p + 1), shared)
         if ahead is not None:
-            plan.keep(ahead, p, result)
+            plans = [plan, *(other for other in self._plans.values() if other is not None)]
+            plan.keep(ahead, p, result, KEPT_BYTES - sum(bytes_in(r) for other in plans for r in other.kept.values()))
         ours = [*(t[0] for t in tensors_in(result[0])), *tensors_in(result[1])]
         return difference(ours, plain, exact=not plan.rewritten and not self.compile)
 

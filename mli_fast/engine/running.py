@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mli_fast.engine.batches import batch_bytes, shapes
+from mli_fast.engine.batches import shapes
 from mli_fast.engine.feeding import fed
 from mli_fast.engine.gathering import Gathered
 from mli_fast.engine.guard import Noise, noting, out_of_memory
@@ -25,7 +25,7 @@ from mli_fast.engine.shared import Held
 from mli_fast.engine.slopes import Slopes
 from mli_fast.ops.points import is_aligned
 from mli_fast.reducers import Batch, Reducer
-from mli_fast.trees import copied, mapped, tensors_in
+from mli_fast.trees import bytes_in, copied, mapped, tensors_in
 
 CHECKING = 0.03  # the share of the time that comparisons with plain PyTorch may take
 HELD = 4  # activations of a pass that one work leaves to the next, where works are alike
@@ -142,7 +142,7 @@ class _Loop:
             if not kept or not all(map(is_aligned, tensors_in(batch))):
                 batch = copied(batch)
             group.append(_One(index, batch, None, held))
-            size += 4 * batch_bytes(batch)  # what its points share is of that order
+            size += 4 * bytes_in(batch)  # what its points share is of that order
             if size >= self._budget or self._alone:
                 yield group
                 group, size = [], 0

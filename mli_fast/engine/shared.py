@@ -14,7 +14,7 @@ from mli_fast.engine.network import Network
 from mli_fast.engine.points import Points
 from mli_fast.engine.products import Products
 from mli_fast.program import VIEWS, Node, Program
-from mli_fast.trees import same_geometry
+from mli_fast.trees import bytes_in, same_geometry
 
 
 class Held:
@@ -35,14 +35,10 @@ class Held:
     def put(self, key: Any, results: list[Any]) -> None:
         """Hold results; the oldest are given up."""
         self._found[key] = results
-        self._bytes += _size(results)
+        self._bytes += bytes_in(results)
         while self._bytes > self._budget and len(self._found) > 1:
             oldest = next(iter(self._found))
-            self._bytes -= _size(self._found.pop(oldest))
-
-
-def _size(results: list[Any]) -> int:
-    return sum(t.numel() * t.element_size() for t in results if isinstance(t, Tensor))
+            self._bytes -= bytes_in(self._found.pop(oldest))
 
 
 @dataclass
