@@ -196,6 +196,9 @@ NO_LAYERS = {
     "UninitializedBuffer",
     "UninitializedParameter",
     "DataParallel",
+    "NLLLoss2d",
+    "RNNBase",
+    "RNNCellBase",
 }
 
 

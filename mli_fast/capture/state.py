@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 MOST = 50_000  # containers that are looked into
-_NUMBERS = (int, float, bool, complex, str)
+_NUMBERS = frozenset((int, float, bool, complex, str))
+_LEAVES = _NUMBERS | {type(None), Tensor, nn.Parameter}  # most of what hangs on a module
 _OPAQUE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, nn.Module, Tensor)
 
 
@@ -27,7 +28,7 @@ def containers(model: nn.Module) -> Iterator[tuple[str, Any]]:
         yield name, container
         items = container.items() if isinstance(container, dict) else enumerate(container)
         for key, value in items:
-            if value is None or type(value) in _NUMBERS:
+            if type(value) in _LEAVES:
                 continue
             inner = _inside(value)
             if inner is not None and "_hooks" not in str(key):  # hooks are put there on purpose

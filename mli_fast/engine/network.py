@@ -146,8 +146,7 @@ class Network:
                 return
             found.append(State(self.model, {id(t) for t in self.own.values()}))
         if found[0].same_as(found[1]):
-            self._slowly = False
-            self.look_again()
+            self._slowly, self.state = False, found[1]
 
     @contextmanager
     def borrowing(self) -> Iterator[None]:
