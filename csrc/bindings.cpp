@@ -161,29 +161,13 @@ void check_targets(const int64_t* targets, int64_t rows, int64_t classes, int64_
 }
 
 void cross_entropy(bool wide, Address logits, Address targets, std::tuple<int64_t, int64_t, int64_t> sizes, int64_t ignore_index,
-                   std::tuple<Address, Address, Address, Address> to, int threads) {
+                   Address losses, Address predictions, int threads) {
   const auto [points, rows, classes] = sizes;
   const auto* target = static_cast<const int64_t*>(in(targets));
   check_targets(target, rows, classes, ignore_index);
   const int64_t chunk_rows = std::max<int64_t>(8, 16384 / std::max<int64_t>(classes, 1) / 8 * 8);
-  const int64_t chunks = (rows + chunk_rows - 1) / chunk_rows;
-  std::vector<double> chunk_losses(static_cast<size_t>(points * chunks));
-  std::vector<int64_t> chunk_hits(static_cast<size_t>(points * chunks));
-  const mli::CrossEntropyArgs args{in(logits),
-                                   target,
-                                   static_cast<double*>(out(std::get<0>(to))),
-                                   static_cast<int64_t*>(out(std::get<1>(to))),
-                                   static_cast<double*>(out(std::get<2>(to))),
-                                   static_cast<int64_t*>(out(std::get<3>(to))),
-                                   chunk_losses.data(),
-                                   chunk_hits.data(),
-                                   points,
-                                   rows,
-                                   classes,
-                                   ignore_index,
-                                   chunks,
-                                   chunk_rows,
-                                   threads};
+  const mli::CrossEntropyArgs args{in(logits), target, static_cast<double*>(out(losses)), static_cast<int64_t*>(out(predictions)),
+                                   points,     rows,   classes, ignore_index, chunk_rows, threads};
   py::gil_scoped_release release;
   (wide ? mli::kernels().cross_entropy_f64 : mli::kernels().cross_entropy_f32)(args);
 }

@@ -1,4 +1,4 @@
-// Cross entropy, argmax and their sums over rows of logits in one pass.
+// Cross entropy and argmax of rows of logits in one pass.
 //
 // loss = log(sum_c exp(z_c - max)) + max - z_target, exponentials in T, sum, logarithm and differences in double.
 // Few classes: a block of rows is transposed so that lanes are rows. Many: lanes run along one row.
@@ -141,10 +141,9 @@ MLI_INLINE void many_classes(const T* row, int64_t classes, int lane, RowResult<
   result.prediction[lane] = prediction;
 }
 
-// Rows [row0, row1) of one point; sums are formed in row order.
+// Rows [row0, row1) of one point.
 template <class T>
-MLI_NOINLINE void cross_entropy_rows(const CrossEntropyArgs& a, int64_t point, int64_t row0, int64_t row1, double& loss_sum,
-                                     int64_t& hits) {
+MLI_NOINLINE void cross_entropy_rows(const CrossEntropyArgs& a, int64_t point, int64_t row0, int64_t row1) {
   constexpr int B = kBlock<T>;
   const T* logits = static_cast<const T*>(a.logits) + point * a.rows * a.classes;
   for (int64_t row = row0; row < row1; row += B) {
@@ -161,38 +160,20 @@ MLI_NOINLINE void cross_entropy_rows(const CrossEntropyArgs& a, int64_t point, i
       const int64_t target = a.targets[row + i];
       const bool counts = target != a.ignore_index;
       const double margin = counts ? static_cast<double>(r.maximum[i]) - static_cast<double>(rows[i][target]) : 0;
-      const double loss = counts ? r.normalizer[i] + margin : 0;
-      a.losses[point * a.rows + row + i] = loss;
+      a.losses[point * a.rows + row + i] = counts ? r.normalizer[i] + margin : 0;
       a.predictions[point * a.rows + row + i] = r.prediction[i];
-      loss_sum += loss;
-      hits += counts && r.prediction[i] == target;
     }
   }
 }
 
 template <class T>
 void cross_entropy(const CrossEntropyArgs& a) {
-  if (a.points == 0) return;
-  parallel_for(a.points * a.chunks, a.threads, [&](int64_t task) -> bool {
-    const int64_t point = task / a.chunks, chunk = task % a.chunks, row0 = chunk * a.chunk_rows;
-    const int64_t row1 = row0 + a.chunk_rows < a.rows ? row0 + a.chunk_rows : a.rows;
-    double loss_sum = 0;
-    int64_t hits = 0;
-    cross_entropy_rows<T>(a, point, row0, row1, loss_sum, hits);
-    a.chunk_losses[task] = loss_sum;
-    a.chunk_hits[task] = hits;
+  const int64_t chunks = (a.rows + a.chunk_rows - 1) / a.chunk_rows;
+  parallel_for(a.points * chunks, a.threads, [&](int64_t task) -> bool {
+    const int64_t point = task / chunks, row0 = task % chunks * a.chunk_rows;
+    cross_entropy_rows<T>(a, point, row0, row0 + a.chunk_rows < a.rows ? row0 + a.chunk_rows : a.rows);
     return true;
   });
-  for (int64_t point = 0; point < a.points; ++point) {
-    double loss_sum = 0;
-    int64_t hits = 0;
-    for (int64_t chunk = 0; chunk < a.chunks; ++chunk) {
-      loss_sum += a.chunk_losses[point * a.chunks + chunk];
-      hits += a.chunk_hits[point * a.chunks + chunk];
-    }
-    a.loss_sums[point] = loss_sum;
-    a.hits[point] = hits;
-  }
 }
 
 }  // namespace mli::MLI_ISA

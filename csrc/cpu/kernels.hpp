@@ -70,12 +70,7 @@ struct CrossEntropyArgs {
   const int64_t* targets;  // [M]
   double* losses;          // [P, M]
   int64_t* predictions;    // [P, M]
-  double* loss_sums;       // [P]
-  int64_t* hits;           // [P]
-  // Sums go through fixed chunks of rows, so that they do not depend on the number of threads.
-  double* chunk_losses;  // [P, chunks]
-  int64_t* chunk_hits;   // [P, chunks]
-  int64_t points, rows, classes, ignore_index, chunks, chunk_rows;
+  int64_t points, rows, classes, ignore_index, chunk_rows;
   int threads;
 };
 

@@ -10,7 +10,7 @@ from mli_fast.native.chain import CHAIN_WEIGHT_BYTES, Blended, chain
 from mli_fast.native.checks import ACTIVATIONS
 from mli_fast.native.combine import combine
 from mli_fast.native.conv import conv
-from mli_fast.native.cross_entropy import CrossEntropy, cross_entropy
+from mli_fast.native.cross_entropy import cross_entropy
 from mli_fast.native.linear import linear
 from mli_fast.native.loading import isa, module, why_missing
 
@@ -19,7 +19,6 @@ __all__ = [
     "CHAIN_WEIGHT_BYTES",
     "BlendPlan",
     "Blended",
-    "CrossEntropy",
     "blend",
     "chain",
     "combine",

@@ -295,17 +295,15 @@ def test_cross_entropy(isa: str, shape: tuple[int, int, int], scale: float, dtyp
     logits = normal(*shape, dtype=dtype) * scale
     targets = torch.arange(rows) * 7 % classes
     targets[1::5] = -100
-    losses, predictions, loss_sums, hits = native.cross_entropy(logits, targets)
-    assert losses.dtype == loss_sums.dtype == torch.float64
-    assert predictions.dtype == hits.dtype == torch.int64
+    losses, predictions = native.cross_entropy(logits, targets)
+    assert losses.dtype == torch.float64
+    assert predictions.dtype == torch.int64
     for p in range(points):
         reference = F.cross_entropy(logits[p].double(), targets, reduction="none")
         vendor = F.cross_entropy(logits[p], targets, reduction="none")
         assert_as_good_as_torch(losses[p].to(dtype), vendor, reference)
         counted = targets != -100
         assert torch.equal(predictions[p], logits[p].argmax(-1))
-        assert int(hits[p]) == int((predictions[p] == targets)[counted].sum())
-        assert float(loss_sums[p]) == pytest.approx(float(losses[p].sum()), rel=1e-12)
         assert not losses[p][~counted].any()
 
 
@@ -319,11 +317,10 @@ def test_cross_entropy_ties_nan_and_infinity(isa: str, classes: int) -> None:
     logits[0, 4, 4] = torch.inf
     logits[0, 5, 1] = -torch.inf
     targets = torch.tensor([0, 3, 1, 0, 4, 0])
-    losses, predictions, loss_sums, _ = native.cross_entropy(logits, targets)
+    losses, predictions = native.cross_entropy(logits, targets)
     assert predictions[0].tolist() == [0, 3, 2, 0, 4, int(logits[0, 5].argmax())]
     expected = F.cross_entropy(logits[0].double(), targets, reduction="none")
     torch.testing.assert_close(losses[0], expected, rtol=1e-6, atol=1e-6, equal_nan=True)
-    assert loss_sums.isnan().all()
 
 
 @pytest.mark.parametrize("classes", [10, 200])
@@ -336,7 +333,7 @@ def test_cross_entropy_rows_points_and_threads(isa: str, classes: int, threads: 
     alone = native.cross_entropy(logits[1:2].contiguous(), targets)
     assert all(torch.equal(a[0], b[1]) for a, b in zip(alone, whole, strict=True))
     rows = native.cross_entropy(logits[:, 3:20].contiguous(), targets[3:20])
-    assert torch.equal(rows.losses, whole.losses[:, 3:20])
+    assert torch.equal(rows[0], whole[0][:, 3:20])
 
 
 # ----------------------------------------------------------------------------------------------------- errors, loading

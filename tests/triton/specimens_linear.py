@@ -92,7 +92,7 @@ def blend_many(arch: int) -> Specimen:
     pointers = {"table": "*i64", "blocks": "*i64", "coefficients": "*fp64"}
     sizes = dict.fromkeys(("P", "points", "aligned", "stride_coefficients_tensor", "stride_coefficients"), "i32")
     types = {"ANCHOR": tl.bfloat16, "OUT": tl.bfloat16, "WIDE": tl.float32}
-    constants = {"R": 2, **types, "SCALED": False, "ALIGNED": 8, "BLOCK": 2048}
+    constants = {"R": 2, **types, "ALIGNED": 8, "BLOCK": 2048}
     return simple("blend-many", blend_many_fwd_kernel, arch, pointers | sizes, constants, tuple(pointers))
 
 

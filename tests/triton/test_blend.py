@@ -108,35 +108,33 @@ def test_what_does_not_fit_is_refused() -> None:
         blend(a, c, torch.float32, normal(generator(1), 3, 4).to(DEVICE))
 
 
-PLAN = (  # shape, anchors' dtype, result's dtype, scaled
-    ((37, 59), torch.float32, torch.float32, False),
-    ((5,), torch.float32, torch.float32, False),
-    ((64, 96), torch.float32, torch.float32, True),
-    ((2, 0), torch.float32, torch.float32, False),
-    ((3, 7), torch.float32, torch.float16, True),
-    ((64, 64), torch.float32, torch.float32, False),
-    ((33,), torch.float64, torch.float64, True),
+PLAN = (  # shape, anchors' dtype, result's dtype
+    ((37, 59), torch.float32, torch.float32),
+    ((5,), torch.float32, torch.float32),
+    ((64, 96), torch.float32, torch.float32),
+    ((2, 0), torch.float32, torch.float32),
+    ((3, 7), torch.float32, torch.float16),
+    ((64, 64), torch.float32, torch.float32),
+    ((33,), torch.float64, torch.float64),
 )
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["shared-coefficients", "own-coefficients"])
 @pytest.mark.parametrize("anchors", [2, 3])
 def test_a_plan_blends_each_tensor_as_it_is_blended_alone(anchors: int, own: bool) -> None:
-    count, g = 3, generator(7)
-    a = [tensors(shape, anchors, dtype) for shape, dtype, _, _ in PLAN]
-    outs = [poisoned(count, *shape, dtype=dtype) for shape, _, dtype, _ in PLAN]
-    wide = [torch.float64 if d == torch.float64 else torch.float32 for _, d, _, _ in PLAN]
-    scales = [normal(g, count, s[0]).to(DEVICE, w) if f else None for (s, _, _, f), w in zip(PLAN, wide, strict=True)]
+    count = 3
+    a = [tensors(shape, anchors, dtype) for shape, dtype, _ in PLAN]
+    outs = [poisoned(count, *shape, dtype=dtype) for shape, _, dtype in PLAN]
     c = torch.stack([points(count + t, anchors)[t:] for t in range(len(PLAN))]) if own else points(count, anchors)
-    plan = BlendPlan(outs, a, scales)
+    plan = BlendPlan(outs, a)
     plan(c)
-    for t, (out, group, scale) in enumerate(zip(outs, a, scales, strict=True)):
-        assert torch.equal(out, blend(group, c[t] if own else c, out.dtype, scale))
+    for t, (out, group) in enumerate(zip(outs, a, strict=True)):
+        assert torch.equal(out, blend(group, c[t] if own else c, out.dtype))
     last = [o[-1].clone() for o in outs]
     c = (c if own else c.expand(len(PLAN), -1, -1))[:, 1:].contiguous()
     plan(c)  # fewer points than there is room for
-    for t, (out, group, scale) in enumerate(zip(outs, a, scales, strict=True)):
-        assert torch.equal(out[:-1], blend(group, c[t], out.dtype, None if scale is None else scale[:-1]))
+    for t, (out, group) in enumerate(zip(outs, a, strict=True)):
+        assert torch.equal(out[:-1], blend(group, c[t], out.dtype))
         assert torch.equal(out[-1], last[t])
 
 
@@ -159,8 +157,6 @@ def test_a_plan_refuses_what_does_not_fit() -> None:
         BlendPlan([out[:, :5]], [a])
     with pytest.raises(ValueError, match=r"anchors\[1\] holds 1 tensors"):
         BlendPlan([out, out.clone()], [a, a[:1]])
-    with pytest.raises(ValueError, match=r"scales\[0\] is torch.float64"):
-        BlendPlan([out], [a], [normal(generator(1), 3, 6).double().to(DEVICE)])
     with pytest.raises(ValueError, match="coefficients hold 4 points"):
         BlendPlan([out], [a])(points(4, 2))
 

@@ -130,37 +130,26 @@ def _blend_row(
     ANCHOR: tl.constexpr,
     OUT: tl.constexpr,
     WIDE: tl.constexpr,
-    SCALED: tl.constexpr,
     FAST: tl.constexpr,  # aligned, and no element of the block lies beyond the end
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     addresses = ()
     for r in tl.static_range(R):
-        addresses = addresses + (_address(table, 6 + r, ANCHOR, FAST) + start,)  # noqa: RUF005
+        addresses = addresses + (_address(table, 3 + r, ANCHOR, FAST) + start,)  # noqa: RUF005
     out = _address(table, 0, OUT, FAST) + start
     stride_out = tl.load(table + 1)
     left = tl.load(table + 2) - start
-    if SCALED:
-        scale = tl.load(table + 3)
-        channel = (start + tl.arange(0, BLOCK)) // tl.load(table + 5)
-        _blend_block(
-            out, addresses, coefficients, scale.to(tl.pointer_type(WIDE)), tl.where(scale != 0, left, 0), channel,
-            p_first, p_end, left, stride_out, stride_coefficients, tl.load(table + 4),
-            R, WIDE, FAST, ALIGNED, BLOCK,
-        )  # fmt: skip
-    else:
-        _blend_block(
-            out, addresses, coefficients, None, 0, 0,
-            p_first, p_end, left, stride_out, stride_coefficients, 0,
-            R, WIDE, FAST, ALIGNED, BLOCK,
-        )  # fmt: skip
+    _blend_block(
+        out, addresses, coefficients, None, 0, 0, p_first, p_end, left,
+        stride_out, stride_coefficients, 0, R, WIDE, FAST, ALIGNED, BLOCK,
+    )  # fmt: skip
 
 
 @no_type_check
 @triton.jit(do_not_specialize=["P", "points", "aligned"])
 def blend_many_fwd_kernel(
-    table,  # [T, 6 + R] int64: out, its stride per point, elements, scale, its stride, elements per factor, R anchors
+    table,  # [T, 3 + R] int64: out, its stride per point, elements, R anchors
     blocks,  # [blocks, 2] int64: which tensor, and at which element the block starts
     coefficients,  # [P, R] or, where tensors have their own, [T, P, R] float64
     P,
@@ -172,13 +161,12 @@ def blend_many_fwd_kernel(
     ANCHOR: tl.constexpr,
     OUT: tl.constexpr,
     WIDE: tl.constexpr,
-    SCALED: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     tensor = tl.load(blocks + tl.program_id(0) * 2)
     start = tl.multiple_of(tl.load(blocks + tl.program_id(0) * 2 + 1), BLOCK)
-    table += tensor * (6 + R)
+    table += tensor * (3 + R)
     coefficients += tensor * stride_coefficients_tensor
     p_first = tl.program_id(1) * points
     p_end = tl.minimum(p_first + points, P)
@@ -186,12 +174,12 @@ def blend_many_fwd_kernel(
     if start + BLOCK <= wide:
         _blend_row(
             table, start, coefficients, p_first, p_end, stride_coefficients,
-            R, ANCHOR, OUT, WIDE, SCALED, True, ALIGNED, BLOCK,
+            R, ANCHOR, OUT, WIDE, True, ALIGNED, BLOCK,
         )  # fmt: skip
     else:
         _blend_row(
             table, start, coefficients, p_first, p_end, stride_coefficients,
-            R, ANCHOR, OUT, WIDE, SCALED, False, 1, BLOCK,
+            R, ANCHOR, OUT, WIDE, False, 1, BLOCK,
         )  # fmt: skip
 
 
@@ -264,46 +252,38 @@ class BlendPlan:
         self,
         outs: Sequence[Tensor],  # T x [P, *shape]
         anchors: Sequence[Sequence[Tensor]],  # T x R x [*shape]
-        scales: Sequence[Tensor | None] | None = None,  # T x [P, shape[0]]
     ) -> None:
         """Look up every address; the tensors are kept alive.
 
         Args:
             outs: where the blends go; every point's copy is contiguous.
             anchors: R contiguous tensors for each of `outs`, of one dtype.
-            scales: factors along dimension 0, in the dtype that sums are taken in (float32, or float64 where the
-                anchors or the result are float64), or None for those that have none.
 
         Raises:
             ValueError: if shapes, dtypes or layouts do not fit.
         """
-        scales = [None] * len(outs) if scales is None else scales
-        self._tensors = (list(outs), [list(a) for a in anchors], list(scales))
+        self._tensors = (list(outs), [list(a) for a in anchors])
         self._points = len(outs[0]) if outs else 0
         self._anchors = len(anchors[0]) if anchors else 0
         members: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
-        for t, (out, group, scale) in enumerate(zip(outs, anchors, scales, strict=True)):
+        for t, (out, group) in enumerate(zip(outs, anchors, strict=True)):
             if len(group) != self._anchors:
                 raise ValueError(f"anchors[{t}] holds {len(group)} tensors, anchors[0] {self._anchors}")
             _expect_packed(out, group, self._points, out.dtype)
-            if scale is not None:
-                wide = accumulation_dtype(out.dtype, group[0].dtype)
-                expect(f"scales[{t}]", scale, (self._points, out.shape[1]), wide)
             if out.numel():
                 members.setdefault((group[0].dtype, out.dtype), []).append(t)
         self._groups = [self._group(*dtypes, tensors) for dtypes, tensors in members.items()]
 
     def _group(self, anchor: torch.dtype, out: torch.dtype, tensors: list[int]) -> _Group:
-        outs, anchors, scales = self._tensors
+        outs, anchors = self._tensors
         wide = accumulation_dtype(out, anchor)
         aligned = [t for t in tensors if _aligned(outs[t], anchors[t])]
         order = [*aligned, *(t for t in tensors if t not in set(aligned))]
         rows = []
         for t in order:
-            scale, length = scales[t], outs[t][0].numel()
-            factors = (0, 0, 1) if scale is None else (scale.data_ptr(), scale.stride(0), length // len(anchors[t][0]))
+            length = outs[t][0].numel()
             where = (outs[t].data_ptr(), _point_stride(outs[t], length), length)
-            rows.append([*where, *factors, *(a.data_ptr() for a in anchors[t])])
+            rows.append([*where, *(a.data_ptr() for a in anchors[t])])
         device = outs[order[0]].device
         blocks = _blocks(wide, self._anchors, device)
         starts = [[i, start] for i, row in enumerate(rows) for start in range(0, row[2], blocks["BLOCK"])]
@@ -312,7 +292,6 @@ class BlendPlan:
             torch.tensor(starts, dtype=torch.int64, device=device),
             torch.tensor(order, dtype=torch.int64, device=device),
             len(aligned),
-            any(scales[t] is not None for t in order),
             anchor,
             out,
             wide,
@@ -353,7 +332,6 @@ class BlendPlan:
                     ANCHOR=TYPES[group.anchor],
                     OUT=TYPES[group.out],
                     WIDE=TYPES[group.wide],
-                    SCALED=group.scaled,
                     ALIGNED=_width(group.out),
                     **group.blocks,
                 )
@@ -366,7 +344,6 @@ class _Group(NamedTuple):
     starts: Tensor
     order: Tensor  # their places among the plan's tensors
     aligned: int
-    scaled: bool
     anchor: torch.dtype
     out: torch.dtype
     wide: torch.dtype
