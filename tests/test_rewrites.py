@@ -38,6 +38,8 @@ class Net(nn.Module):
             self.layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
             self.pre = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, norm_first=True, activation="gelu")
             self.one = nn.Parameter(torch.randn(1))
+            self.gates = nn.Parameter(torch.randn(3, 16, 16) / 4)
+            self.joined, self.biases = nn.Parameter(torch.randn(16, 48) / 4), nn.Parameter(torch.randn(3, 16))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.form(self, x).flatten(1)[:, :5]
@@ -132,6 +134,27 @@ def bias_of_one(net: Net, x: Tensor) -> Tensor:
     return torch.addmm(net.one, x.flatten(1)[:, :16].sigmoid(), net.f1.weight.t())
 
 
+def by_gates(net: Net, x: Tensor) -> Tensor:
+    h = x.flatten(1)[:, :16].sigmoid()
+    i, f, g = (torch.addmm(net.biases[k], h, net.gates[k]) for k in range(3))
+    return torch.sigmoid(i) * torch.tanh(g) + f
+
+
+def by_parts(net: Net, x: Tensor) -> Tensor:
+    h = x.flatten(1)[:, :16].sigmoid()
+    q, k, v = net.joined.chunk(3, dim=1)
+    h = torch.tanh(h @ q) * (h @ k.t()) + F.linear(h, v, net.biases.flatten()[20:36])
+    return h.relu() @ net.joined[:, 3:19].squeeze() + h.tanh() @ net.joined.view(4, 12, 16).flatten(0, 1).split(16)[1]
+
+
+def by_expanded(net: Net, x: Tensor) -> Tensor:
+    return F.linear(x, net.f1.weight[:1].expand(7, 16))
+
+
+def bias_of_a_sum(net: Net, x: Tensor) -> Tensor:
+    return F.linear(x.flatten(0, 1), net.gates[1], net.biases.sum(0)).reshape(6, -1)
+
+
 def wider_residual(net: Net, x: Tensor) -> Tensor:
     h = x.flatten(0, 1)
     return (net.f1(h.sigmoid()) + h.double()).to(x.dtype).reshape(6, -1)
@@ -157,7 +180,13 @@ FORMS: dict[str, tuple[str, Form, bool, bool]] = {
     "product": ("products", lambda net, x: torch.sigmoid(net.f1(x)), False, True),
     "product of a changed weight": ("products", lambda net, x: F.linear(x, net.f1.weight * 2), False, False),
     "product and a bias of one element": ("products", bias_of_one, False, False),
-    "product by a part of a weight": ("products", lambda net, x: F.linear(x, net.f1.weight[:7]), False, False),
+    "product by a part of a weight": ("products", lambda net, x: F.linear(x, net.f1.weight[:7]), False, True),
+    "products by gates": ("products", by_gates, False, True),
+    "products by parts of a joined weight": ("products", by_parts, False, True),
+    "product by a weight turned round": ("products", lambda net, x: F.linear(x, net.f1.weight.flip(0)), False, False),
+    "product by rows chosen by number": ("products", lambda net, x: F.linear(x, net.f1.weight[[3, 1]]), False, False),
+    "product by an expanded row": ("products", by_expanded, False, False),
+    "product with a bias of another parameter's sum": ("products", bias_of_a_sum, False, False),
     "batch norm": ("batch_norm", lambda net, x: net.b1(net.c1(x)), True, True),
     "batch norm of what is read beside": ("batch_norm", norm_beside, True, False),
     "batch norm before": ("batch_norm", lambda net, x: net.c2(net.b1(net.c1(x).sigmoid())), True, False),
@@ -249,3 +278,28 @@ def test_a_convolution_of_the_batch_is_combined_and_alone_the_same(form: Form) -
         assert mli_fast.sweep(model, a, b, [given], [alpha], progress=False).loss == ours.loss[p]
     for end, loss in ((a, ours.loss[0]), (b, ours.loss[-1])):
         assert mli_fast.sweep(model, end, end, [given], [0.5], progress=False).loss == loss
+
+
+def test_parts_of_a_parameter_are_named_and_overlap_little() -> None:
+    def windows(net: Net, x: Tensor) -> Tensor:
+        h = x.flatten(1)[:, :16].sigmoid()
+        return sum((h @ net.joined[:, k : k + 16] for k in range(32)), start=torch.zeros(6, 16))
+
+    products = [node.product for node in program_of(windows, False).nodes if node.product is not None]
+    assert {product.weight.name for product in products} == {"joined"}
+    assert len({product.weight for product in products}) == 9  # 9 x 16 x 16 elements are three times the parameter's
+    same = [node.product for node in program_of(by_gates, False).nodes if node.product is not None]
+    assert sorted(str(product.weight) for product in same) == ["part of gates"] * 3
+
+
+def test_parts_of_checkpoints_that_lie_otherwise_in_memory() -> None:
+    a, b, model, given = (
+        network(by_parts, False, 0),
+        network(by_parts, False, 1),
+        network(by_parts, False, 2),
+        batch(False),
+    )
+    expected = mli_fast.sweep(model, a, b, [given], ALPHAS, progress=False)
+    turned = {k: v.t().contiguous().t() if v.ndim == 2 else v for k, v in a.state_dict().items()}
+    ours = mli_fast.sweep(model, turned, b, [given], ALPHAS, check="all", progress=False)
+    assert ours.loss.tolist() == expected.loss.tolist()

@@ -26,12 +26,10 @@ class Measured:
     def __init__(self, points: Points, device: torch.device, plain: bool) -> None:
         self._points, self._device, self._plain = points, device, plain
 
-    def linear(self, weight: str, rows: int) -> str | None:
+    def linear(self, weight: str, rows: int, columns: int, depth: int) -> str | None:
         """See `rewrites.products.Kernels`."""
         if weight not in self._points.anchors or rows == 0:
             return None
-        anchors = self._points.anchors[weight]
-        columns, depth = anchors[0].shape
         return self._chosen("linear", weight, shape_class("linear", rows, columns, depth))
 
     def conv(self, weight: str, x: tuple[int, ...], move: Geometry, of_data: bool) -> str | None:
@@ -62,11 +60,11 @@ class Measured:
             return False
         return channels == 1 or columns % 16 == 0
 
-    def chains(self, kernel: str, weights: list[str]) -> bool:
+    def chains(self, kernel: str, weights: int) -> bool:
         """See `rewrites.products.Kernels`."""
         if self._device.type == "cpu" and kernel != "native":
             return kernel == "triton"  # interpreted
-        return chains([self._points.anchors[name][0] for name in weights], torch.float32)
+        return chains(weights, torch.float32, self._device)
 
     def _folds(self, weight: str) -> bool:
         if self._plain or self._device.type != "cpu" or not torch.backends.mkldnn.is_available():

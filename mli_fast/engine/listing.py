@@ -9,6 +9,7 @@ import torch
 from mli_fast.capture.record import Exit, Ref
 from mli_fast.engine.plan import Plan
 from mli_fast.program import VIEWS, Node, Program
+from mli_fast.rewrites.parts import part
 from mli_fast.rewrites.products import Product
 
 aten = torch.ops.aten
@@ -77,17 +78,11 @@ def _why(program: Program, node: Node) -> str:
     if node.func is aten.native_batch_norm.default:
         return " (no convolution of which it is the only reader comes before it)"
     factors = [a.number for a in node.args[:3] if isinstance(a, Ref)]
-    makers = {n: program.maker.get(n) for n in factors}
-    whole = [n for n in factors if n in program.name_of or _of_parameter(program, makers[n])]
-    if not any(len(program.shape[n]) > 1 for n in whole):
-        return " (no factor is a whole parameter or its transpose)"
+    if not any(len(program.shape[n]) > 1 and part(program, Ref(n)) is not None for n in factors):
+        return " (no factor is a parameter or a part of one)"
     if program.layout_seen and node.func is aten.convolution.default:
         return " (the model looks at how values lie in memory)"
     return " (no kernel was measured to win on it)"
-
-
-def _of_parameter(program: Program, maker: Node | None) -> bool:
-    return maker is not None and maker.func in _QUIET and any(n in program.name_of for n in maker.inputs)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -6,7 +6,7 @@ import copy
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -42,7 +42,7 @@ class Network:
         model: the copy.
         memory: name -> its parameters and persistent buffers, for writing.
         twins: name -> the caller's own, for a model that reaches them past the copy.
-        layouts: (id of an anchor, layout) -> the anchor and a copy of it as kernels want it, for all points.
+        layouts: (id of an anchor, layout) -> the anchor and a view or copy of it as kernels want it, for all points.
     """
 
     def __init__(self, model: nn.Module, forward: Forward, dtype: torch.dtype | None, device: torch.device) -> None:
@@ -60,7 +60,7 @@ class Network:
         self._holds: Any = None  # the points and the names whose constants are in memory
         self._borrowed: dict[str, Tensor] | None = None
         self._checked = False
-        self.layouts: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        self.layouts: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
         if dtype is not None:
             self.model.register_forward_pre_hook(lambda _, args, kwargs: _cast((args, kwargs), dtype), with_kwargs=True)
         self.look_again()

@@ -241,11 +241,11 @@ class Plan:
         """What a product's call takes as coefficients (or weight), scale and shift."""
         scale, shift = ("None" if at is None else f"t[{at}]" for at in self._products.tables.tails(product))
         if product.kernel != TORCH:
-            return f"c[{self._index(self.points.coefficients(product.weight))}]", scale, shift
-        names.append(product.weight)
+            return f"c[{self._index(self.points.coefficients(product.weight.name))}]", scale, shift
+        names.append(product.weight.name)
         if scale == "None":
-            return self._constant(self.network.memory[product.weight]), "None", shift
-        self._weights.append((product.weight, int(scale[2:-1])))
+            return self._constant(self.network.memory[product.weight.name]), "None", shift
+        self._weights.append((product.weight.name, int(scale[2:-1])))
         return f"w[{len(self._weights) - 1}]", "None", shift
 
     def _index(self, coefficients: Tensor) -> int:

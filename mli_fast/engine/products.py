@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mli_fast.engine import calls
@@ -15,14 +16,10 @@ from mli_fast.ops import conv as conv_ops
 from mli_fast.ops import linear as linear_ops
 from mli_fast.ops.norm import fold_batch_norm
 from mli_fast.program import Program
+from mli_fast.rewrites.parts import Part
 from mli_fast.rewrites.products import Norm, Product
 
 TABLE_BYTES = 2**26  # of the tabulated vectors of a block of points
-_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": lambda a: a,
-    "transposed": lambda a: a.t(),
-    "channels last": lambda a: a.movedim(1, -1),
-}
 
 
 class Tables:
@@ -30,7 +27,7 @@ class Tables:
 
     def __init__(self, points: Points) -> None:
         self._points = points
-        self._makers: list[tuple[Norm | None, str | None]] = []  # a batch norm, a bias
+        self._makers: list[tuple[Norm | None, Part | None]] = []  # a batch norm, a bias
         self._at: dict[Any, tuple[int | None, int | None]] = {}
         self._count = self._first = self._last = 0
         self._rows: list[Tensor] = []
@@ -51,7 +48,7 @@ class Tables:
     def rows(self, start: int, stop: int) -> list[Tensor]:
         """The tables' rows of points start..stop-1, [points, N] each."""
         if not (self._first <= start and stop <= self._last):
-            names = dict.fromkeys(n for norm, bias in self._makers for n in (bias, *_names(norm)) if n is not None)
+            names = dict.fromkeys(name for maker in self._makers for name in _names(*maker))
             width = sum(self._points.bytes_of(name) for name in names)
             size = max(stop - start, min(self._points.count, TABLE_BYTES // max(width, 1)))
             self._first, self._last = start, min(start + size, self._points.count)
@@ -60,20 +57,25 @@ class Tables:
         return [t[start - self._first : stop - self._first] for t in self._rows]
 
 
-def _names(norm: Norm | None) -> tuple[str | None, ...]:
-    return () if norm is None else (norm.mean, norm.variance, norm.weight, norm.bias)
+def _names(norm: Norm | None, bias: Part | None) -> Iterator[str]:
+    """The parameters of a batch norm and a bias."""
+    every = (norm.mean, norm.variance, norm.weight, norm.bias) if norm is not None else ()
+    yield from (name for name in every if name is not None)
+    if bias is not None:
+        yield bias.name
 
 
-def _tail(norm: Norm | None, bias: str | None, vectors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def _tail(norm: Norm | None, bias: Part | None, vectors: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """The shift, or the scale and the shift, at all points."""
-    added = None if bias is None else vectors[bias]
+    added = None if bias is None else vectors[bias.name]
+    if bias is not None and bias.steps:
+        added = torch.stack([bias.of(value) for value in vectors[bias.name]])
     if norm is None:
         assert added is not None
         return (added,)
-    mean, variance, weight, shift = (None if n is None else vectors[n] for n in _names(norm))
-    assert mean is not None
-    assert variance is not None
-    return fold_batch_norm(mean if added is None else mean - added, variance, weight, shift, norm.eps)
+    weight, shift = (None if n is None else vectors[n] for n in (norm.weight, norm.bias))
+    mean = vectors[norm.mean] if added is None else vectors[norm.mean] - added
+    return fold_batch_norm(mean, vectors[norm.variance], weight, shift, norm.eps)
 
 
 class Products:
@@ -92,16 +94,18 @@ class Products:
 
     def anchors(self, product: Product) -> list[Tensor]:
         """A weight's anchors as its kernel wants them."""
-        anchors = self._points.anchors[product.weight]
+        anchors = self._points.anchors[product.weight.name]
         if product.kind == "linear":
-            return [self._laid_out(a, "transposed" if product.turned else "contiguous") for a in anchors]
-        return [self._laid_out(a, "channels last") for a in anchors] if self._compiled(product) else list(anchors)
+            return [self._laid_out(a, product.weight.steps, product.weight.of) for a in anchors]
+        if not self._compiled(product):
+            return list(anchors)
+        return [self._laid_out(a, "channels last", lambda a: a.movedim(1, -1)) for a in anchors]
 
-    def _laid_out(self, anchor: Tensor, layout: str) -> Tensor:
-        """An anchor in a layout, copied at most once however many paths it lies on."""
+    def _laid_out(self, anchor: Tensor, layout: Hashable, view: Callable[[Tensor], Tensor]) -> Tensor:
+        """A view of an anchor as kernels want it, copied at most once however many paths it lies on."""
         known, key = self._network.layouts, (id(anchor), layout)
         if key not in known:
-            known[key] = anchor, _LAYOUTS[layout](anchor).contiguous()
+            known[key] = anchor, view(anchor).contiguous()
         return known[key][1]
 
     def _compiled(self, product: Product) -> bool:
@@ -120,11 +124,11 @@ class Products:
             anchors = [self.anchors(p) for p in (*product.before, product)]
             if self._compiled(product):
                 return calls.NativeChain(product, anchors, of_products)
-            return calls.DispatchedChain(product, anchors, of_products, self._points.dtype_of(product.weight))
+            return calls.DispatchedChain(product, anchors, of_products, self._points.dtype_of(product.weight.name))
         if of_products:
             if self._compiled(product) or product.kernel == calls.COMBINED:
                 return calls.NativeCombine(product, product.shape[1 if product.kind == "conv" else -1])
-            return calls.DispatchedCombine(product, self._points.dtype_of(product.weight))
+            return calls.DispatchedCombine(product, self._points.dtype_of(product.weight.name))
         return self._one(product, self.anchors(product))
 
     def _one(self, product: Product, anchors: Sequence[Tensor]) -> calls.Call:
@@ -165,13 +169,13 @@ class Products:
             rows = self.tables.rows(0, 1)
             tails = [[None if at is None else rows[at] for at in self.tables.tails(p)] for p in layers]
             if product.kernel == calls.TORCH:
-                memory, (scale, shift) = self._network.memory[product.weight], tails[0]
+                memory, (scale, shift) = self._network.memory[product.weight.name], tails[0]
                 return call(x, residual, 1, memory if scale is None else scaled(memory, scale), None, shift)
             if product.before:
                 scales, shifts = zip(*tails, strict=True)
                 return call(x, residual, 1, [ONE] * len(layers), scales, shifts)  # type: ignore[arg-type]
             x = x if products is None else products(x)  # type: ignore[assignment]
-            return call(x, residual, 1, self._points.coefficients(product.weight)[:1], *tails[0])
+            return call(x, residual, 1, self._points.coefficients(product.weight.name)[:1], *tails[0])
 
         for p in layers:
             self.tables.tails(p)

@@ -80,7 +80,7 @@ class SharedPart:
         self._of_shared = [(node, makers.of_shared(node.product.first)) for node in products.values()]
         self._alone = {id(node): makers.alone(node.product) for node in nodes if node.product is not None}
         names = [program.name_of[n] for node in nodes for n in node.inputs if n in program.name_of]
-        names += [node.product.weight for node in nodes if node.product is not None]
+        names += [node.product.weight.name for node in nodes if node.product is not None]
         self._names = tuple(dict.fromkeys(names))
         self._keys = self._dependences()
 

@@ -60,9 +60,12 @@ def _work(program: Program, node: Node) -> int:
     """Multiply-adds of a product at one point."""
     total = 0
     for product in (*node.product.before, node.product):
-        rows = math.prod(product.shape) // max(product.shape[1 if product.kind == "conv" else -1], 1)
-        number = program.record.parameters[product.weight]
-        total += rows * math.prod(program.shape[number])
+        if product.kind == "conv":
+            kernel = program.shape[program.record.parameters[product.weight.name]]
+            depth = math.prod(kernel[1:])
+        else:
+            depth = program.shape[product.x.number][-1]
+        total += math.prod(product.shape) * depth
     return total
 
 

@@ -38,7 +38,8 @@ def _norm(program: Program, node: Node, reader: Node) -> Norm | None:
         return None
     if any(n in program.outputs for n in reader.outs[1:]) or node.product.kind != "conv":
         return None
-    fits, names = zip(*(vector(program, a, program.shape[node.out][1]) for a in reader.args[1:5]), strict=True)
-    if not all(fits) or names[2] is None or names[3] is None:
+    fits, parts = zip(*(vector(program, a, program.shape[node.out][1]) for a in reader.args[1:5]), strict=True)
+    if not all(fits) or parts[2] is None or parts[3] is None or any(p is not None and p.steps for p in parts):
         return None
-    return Norm(names[0], names[1], names[2], names[3], reader.args[7])
+    weight, bias = (None if p is None else p.name for p in parts[:2])
+    return Norm(weight, bias, parts[2].name, parts[3].name, reader.args[7])

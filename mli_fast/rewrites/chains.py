@@ -30,7 +30,8 @@ def rewrite(program: Program, kernels: Kernels) -> None:
             first = program.maker.get(layers[0].x.number)
             if first is None or program.depends.isdisjoint(first.ops):  # its products are made once for all points
                 layers = layers[1:]
-            if before.kernel != node.product.kernel or not kernels.chains(before.kernel, [p.weight for p in layers]):
+            weights = sum(p.shape[-1] * program.shape[p.x.number][-1] for p in layers)
+            if before.kernel != node.product.kernel or not kernels.chains(before.kernel, weights):
                 break
             node.product.before = [*before.before, before, *node.product.before]
             before.before = []
@@ -39,7 +40,7 @@ def rewrite(program: Program, kernels: Kernels) -> None:
 
 
 def _in_chains(product: Product | None) -> bool:
-    return product is not None and product.kind == "linear" and not product.turned
+    return product is not None and product.kind == "linear"
 
 
 def _rows(product: Product) -> int:

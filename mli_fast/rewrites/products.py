@@ -1,7 +1,7 @@
 """Products whose weight is a parameter: our kernels take its anchors and coefficients, so that it is never blended.
 
-Condition: the weight is a whole parameter or its transpose, the bias a whole vector or none, everything that the
-operator touches is assigned once, and a kernel was measured to win on such a product.
+Condition: the weight is a parameter or a part of one, so is the bias or there is none, everything that the operator
+touches is assigned once, its parts overlap little, and a kernel was measured to win on such a product.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ import torch
 from mli_fast.capture.record import Ref
 from mli_fast.ops.conv import Geometry
 from mli_fast.program import Node, Program
+from mli_fast.rewrites.parts import Part, part
 
 aten = torch.ops.aten
+COPIES = 3  # times the elements of a parameter in all its parts, which may have to be copied
 
 
 class Kernels(Protocol):
     """What computes products."""
 
-    def linear(self, weight: str, rows: int) -> str | None:
-        """The kernel for `rows` rows by this weight; None where PyTorch's own operator wins."""
+    def linear(self, weight: str, rows: int, columns: int, depth: int) -> str | None:
+        """The kernel for x [rows, depth] by a part of this parameter; None where PyTorch's own operator wins."""
 
     def conv(self, weight: str, x: tuple[int, ...], move: Geometry, of_data: bool) -> str | None:
         """Likewise for a convolution of x [B, C, *spatial], which may depend on no parameter at all."""
 
-    def chains(self, kernel: str, weights: list[str]) -> bool:
-        """Whether layers of these weights, each by that kernel, are computed in one call."""
+    def chains(self, kernel: str, weights: int) -> bool:
+        """Whether layers of so many weights together, each by that kernel, are computed in one call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +54,8 @@ class Product:
         kernel: its name; "torch" for PyTorch's convolution with what is folded in, "combined" for PyTorch's convolution
             with each anchor of an input that depends on no parameter, combined at the points.
         x: the input.
-        weight: a parameter's name.
-        turned: the weight is [K, N], not [N, K].
-        bias: a parameter's name.
+        weight: [N, K, ...], of a parameter.
+        bias: [N], of a parameter.
         shape: of the result.
         before: linear products of one reader each that are computed in the same call, in order.
     """
@@ -62,9 +63,8 @@ class Product:
     kind: str
     kernel: str
     x: Ref
-    weight: str
-    turned: bool
-    bias: str | None
+    weight: Part
+    bias: Part | None
     shape: tuple[int, ...]
     move: Geometry | None = None
     norm: Norm | None = None
@@ -87,59 +87,48 @@ class Product:
         """The parameters that the call takes."""
         for product in (*self.before, self):
             norm = () if product.norm is None else dataclasses.astuple(product.norm)[:4]
-            yield from (n for n in (product.weight, product.bias, *norm) if n is not None)
+            yield product.weight.name
+            yield from (n for n in (product.bias and product.bias.name, *norm) if n is not None)
 
 
 def rewrite(program: Program, kernels: Kernels) -> None:
     """Turn operators into products."""
+    taken: dict[Part, int] = {}  # elements
     for node in program.nodes:
         if node.stable and node.product is None:
-            found = _linear(program, node, kernels) or _conv(program, node, kernels)
+            found = _linear(program, node, kernels, taken) or _conv(program, node, kernels)
             if found is not None:
                 node.product = found
                 program.changed(node)
 
 
-def vector(program: Program, argument: Any, length: int) -> tuple[bool, str | None]:
-    """Whether an argument is None or a parameter [length], and that one's name."""
+def vector(program: Program, argument: Any, length: int) -> tuple[bool, Part | None]:
+    """Whether an argument is None or of a parameter, [length], and that part."""
     if argument is None:
         return True, None
     if not isinstance(argument, Ref) or tuple(program.shape[argument.number]) != (length,):
         return False, None
-    name = program.name_of.get(argument.number)
-    return name is not None, name
+    found = part(program, argument)
+    return found is not None, found
 
 
-def _linear(program: Program, node: Node, kernels: Kernels) -> Product | None:
+def _linear(program: Program, node: Node, kernels: Kernels, taken: dict[Part, int]) -> Product | None:
     if node.kwargs or node.func not in (aten.addmm.default, aten.mm.default):
         return None
     bias, x, w = (None, *node.args[:2]) if node.func is aten.mm.default else node.args[:3]
     fits, bias = vector(program, bias, program.shape[node.out][-1])
-    weight = _weight(program, w)
+    weight = part(program, w)
     if not fits or weight is None or not _alike(program, node, x) or program.name_of.get(x.number) is not None:
         return None
-    name, turned = weight
-    kernel = kernels.linear(name, program.shape[x.number][0])
+    (rows, depth), columns = program.shape[x.number], program.shape[node.out][1]
+    kernel = kernels.linear(weight.name, rows, columns, depth)
     if kernel is None:
         return None
-    return Product("linear", kernel, x, name, turned, bias, tuple(program.shape[node.out]))
-
-
-def _weight(program: Program, argument: Any) -> tuple[str, bool] | None:
-    """(name, whether it is [K, N]) of the right factor of a product that is a parameter or its transpose."""
-    if not isinstance(argument, Ref):
+    others = sum(n for p, n in taken.items() if p.name == weight.name and p != weight)
+    if others + columns * depth > COPIES * program.numel(program.record.parameters[weight.name]):
         return None
-    if argument.number in program.name_of:
-        return program.name_of[argument.number], True
-    maker = program.maker.get(argument.number)
-    if maker is None or not maker.stable or maker.product is not None:
-        return None
-    turns = maker.func is aten.t.default or (
-        maker.func is aten.transpose.int and set(maker.args[1:]) in ({0, 1}, {-1, -2})
-    )
-    if not turns or maker.args[0].number not in program.name_of:
-        return None
-    return program.name_of[maker.args[0].number], False
+    taken[weight] = columns * depth
+    return Product("linear", kernel, x, weight.turned, bias, tuple(program.shape[node.out]))
 
 
 def _conv(program: Program, node: Node, kernels: Kernels) -> Product | None:
@@ -160,7 +149,7 @@ def _conv(program: Program, node: Node, kernels: Kernels) -> Product | None:
     kernel = None if program.layout_seen else kernels.conv(name, tuple(program.shape[x.number]), move, of_data)
     if kernel is None:
         return None
-    return Product("conv", kernel, x, name, False, bias, tuple(program.shape[node.out]), move)
+    return Product("conv", kernel, x, Part(name), bias, tuple(program.shape[node.out]), move)
 
 
 def _alike(program: Program, node: Node, x: Any) -> bool:

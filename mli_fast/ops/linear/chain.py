@@ -29,12 +29,12 @@ class Layer(NamedTuple):
         return Layer(self.weights, self.coefficients[None], self.epilogue.stacked())
 
 
-def chains(weights: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether layers of these weights may be computed together.
+def chains(weights: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether layers of so many weights may be computed together.
 
     On the CPU their blended weights have to stay in cache together; on a GPU it costs nothing.
     """
-    return weights[0].is_cuda or sum(w.numel() for w in weights) * dtype.itemsize <= native.CHAIN_WEIGHT_BYTES // 2
+    return device.type == "cuda" or weights * dtype.itemsize <= native.CHAIN_WEIGHT_BYTES // 2
 
 
 def takes_all_points(weights: Sequence[Tensor]) -> bool:
