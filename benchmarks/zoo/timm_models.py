@@ -31,7 +31,8 @@ SMALL = (
 MORE = [
     "mobilenetv2_050", "resnet26d", "efficientnet_lite0", "legacy_seresnet18", "mnasnet_small", "resnext26ts",
     "vit_tiny_r_s16_p8_224", "fbnetc_100", "spnasnet_100", "seresnet18", "ecaresnet26t", "mixnet_s", "tinynet_e",
-    "mobilenetv4_conv_small_050", "cs3darknet_focus_s",
+    "mobilenetv4_conv_small_050", "cs3darknet_focus_s", "hardcorenas_a", "semnasnet_075", "ghostnetv2_100",
+    "lcnet_050", "resnetblur18", "skresnet18", "gernet_s", "repvgg_a0", "convnextv2_atto", "resnet10t",
 ]  # fmt: skip
 
 
