@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mli_fast.ops import points
-from mli_fast.ops.cross_entropy import IGNORED, cross_entropy
+from mli_fast.ops.cross_entropy import IGNORED, Unmultiplied, cross_entropy
 from mli_fast.trees import copied, mapped
 
 Function = Callable[[Any, Any], Tensor]
@@ -102,6 +102,7 @@ class Criterion:
     """A named criterion: checks a batch, then scores it at any number of points."""
 
     name = ""
+    multiplies = 0  # dimensions of a point's outputs that may be `Unmultiplied`; 0 for none
 
     def check(self, outputs: Any, targets: Any, batch: int) -> Late | None:
         """Raise ValueError, with the batch number and what was seen, unless the batch can be scored.
@@ -117,7 +118,10 @@ class Criterion:
         raise TypeError(f"{type(self).__name__} checks nothing")
 
     def score(self, outputs: Any, targets: Any) -> Scored:
-        """The losses of a batch that has been checked; every tensor of `outputs` has the points in dimension 0."""
+        """The losses of a batch that has been checked; every tensor of `outputs` has the points in dimension 0.
+
+        Outputs of `multiplies` dimensions may be `Unmultiplied`.
+        """
         raise TypeError(f"{type(self).__name__} scores nothing")
 
     def losses(self, outputs: Any, targets: Any) -> Tensor:
@@ -129,25 +133,27 @@ class CrossEntropy(Criterion):
     """-log softmax(outputs)[target]; outputs [A, B, C, *terms], targets [B, *terms]."""
 
     name = "cross_entropy"
+    multiplies = 2
 
     def check(self, outputs: Any, targets: Any, batch: int) -> Late | None:
         _check_tensors(self.name, outputs, targets, batch)
         return _check_classes(self.name, outputs, targets, batch)
 
-    def score(self, outputs: Tensor, targets: Tensor) -> Scored:
-        return self._scored(outputs.movedim(2, -1), targets)
+    def score(self, outputs: Tensor | Unmultiplied, targets: Tensor) -> Scored:
+        return self._scored(outputs if isinstance(outputs, Unmultiplied) else outputs.movedim(2, -1), targets)
 
-    def _scored(self, outputs: Tensor, targets: Tensor) -> Scored:
+    def _scored(self, outputs: Tensor | Unmultiplied, targets: Tensor) -> Scored:
         """Outputs [A, B, *terms, C] against targets [B, *terms]."""
         examples, classes = outputs.shape[1], outputs.shape[-1]
         flat = targets.reshape(-1).long()
         if points.asynchronous(flat):  # a class out of range is reported later; until then it must not be an index
             flat = flat.where((flat >= 0) & (flat < classes), IGNORED)
-        losses, predictions = self._losses(outputs.reshape(len(outputs), -1, classes), flat)
+        rows = outputs.reshape(len(outputs), -1, classes) if isinstance(outputs, Tensor) else outputs
+        losses, predictions = self._losses(rows, flat)
         hits = (predictions == flat).double().masked_fill(losses.isnan(), float("nan"))
         return Scored(examples, losses, hits, flat, predictions, classes)
 
-    def _losses(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(self, rows: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         return cross_entropy(rows, targets)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -159,8 +165,9 @@ class NegativeLogLikelihood(CrossEntropy):
     """-outputs[target], for outputs that are log-probabilities already."""
 
     name = "nll"
+    multiplies = 0
 
-    def _losses(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(self, rows: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         ignored = targets == IGNORED
         index = targets.masked_fill(ignored, 0)[None, :, None].expand(len(rows), -1, 1)
         return (-rows.gather(2, index)[..., 0]).double().masked_fill(ignored, 0.0), rows.argmax(-1)
@@ -174,6 +181,7 @@ class CausalLanguageModel(CrossEntropy):
     """Cross entropy of the next token; outputs [A, B, T, V], labels [B, T]; the last token predicts nothing."""
 
     name = "causal_lm"
+    multiplies = 3
 
     def check(self, outputs: Any, targets: Any, batch: int) -> Late | None:
         _check_tensors(self.name, outputs, targets, batch)
@@ -182,7 +190,7 @@ class CausalLanguageModel(CrossEntropy):
             raise _fail(batch, f"causal_lm needs outputs [B, tokens, vocabulary] and labels [B, tokens]; saw {seen}")
         return _check_classes(self.name, outputs[:, :-1].movedim(-1, 1), targets[:, 1:], batch)
 
-    def score(self, outputs: Tensor, targets: Tensor) -> Scored:
+    def score(self, outputs: Tensor | Unmultiplied, targets: Tensor) -> Scored:
         return self._scored(outputs, F.pad(targets[:, 1:], (0, 1), value=IGNORED))
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -277,6 +285,8 @@ def losses_of_points(
 
 def point_of(outputs: Any, i: int) -> Any:
     """The outputs of the i-th point; every tensor of `outputs` has the points in dimension 0."""
+    if isinstance(outputs, Unmultiplied):
+        return outputs.blank()[i]
     return mapped(lambda leaf: leaf[i] if isinstance(leaf, Tensor) else leaf, outputs)
 
 

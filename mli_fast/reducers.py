@@ -165,6 +165,11 @@ class Reducer:
         """Whether the outputs of a batch are kept until all its points are in."""
         return self._functionals.wants_outputs or self._functionals.wants_slopes
 
+    @property
+    def multiplies(self) -> int:
+        """Dimensions of outputs of which nothing but losses and predictions is wanted; see `Criterion.multiplies`."""
+        return 0 if self.functions or self.keeps_outputs else self.criterion.multiplies
+
     def reset(self) -> None:
         """Forget all batches."""
         self.__init__(self.criterion, self.names, self.functions, self.points, self._alphas)  # type: ignore[misc]

@@ -24,8 +24,8 @@ class Wrong:
 
         true = Plan.result
 
-        def result(plan: Any, given: Any, shared: Any) -> Any:
-            outputs, targets = true(plan, given, shared)
+        def result(plan: Any, given: Any, shared: Any, *rest: Any) -> Any:
+            outputs, targets = true(plan, given, shared, *rest)
             if given.start <= point < given.start + given.count:
                 outputs[point - given.start] *= 1.5
             return outputs, targets

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mli_fast.ops.cross_entropy import Unmultiplied
 from mli_fast.reducers import Batch, Reducer
 from mli_fast.trees import bytes_in, filled, leaves_of
 
@@ -30,6 +31,9 @@ class Gathered:
 
     def put(self, start: int, count: int, outputs: Any, targets: Any) -> None:
         """The results at points start..start+count-1; they may be overwritten afterwards."""
+        if isinstance(outputs, Unmultiplied):
+            self._add(start, outputs, targets)
+            return
         if self._count and (start != self._start + self._count or self._count + count > self._room):
             self.flush()
         leaves = leaves_of(outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,30 @@ from mli_fast.engine.points import Points
 from mli_fast.engine.products import Products, scaled
 from mli_fast.engine.shared import Held, Shared, SharedPart
 from mli_fast.engine.together import folds
+from mli_fast.ops.cross_entropy import Unmultiplied, fuses
 from mli_fast.program import IN_PLACE, VIEWS, Node, Program, dependent
 from mli_fast.rewrites.products import Product
 from mli_fast.trees import bytes_in, filled, leaves_of, mapped, same_geometry
 
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Last:
+    """A product that a loss may take unmultiplied."""
+
+    nodes: tuple[Node, Node]  # the product and what views its result
+    x: int
+    anchors: list[Tensor]
+    coefficients: int
+    shift: int | None
+    shape: tuple[int, ...]
+
+    def result(self, x: Tensor, given: Pass, is_shared: bool) -> Unmultiplied:
+        shift = None if self.shift is None else given.rows[self.shift]
+        rows = x.expand(given.count, *x.shape) if is_shared else x.reshape(given.count, -1, x.shape[-1])
+        shape = torch.Size((given.count, *self.shape))
+        return Unmultiplied(rows, self.anchors, given.coefficients[self.coefficients], shift, shape)
 
 
 @dataclass
@@ -66,6 +85,7 @@ class Plan:
         self._coefficients: list[Tensor] = []
         self._weights: list[tuple[str, int]] = []  # (name, table of its scale)
         self._products = Products(program, points, network)
+        self._last = self._last_product()
         self._shared_inputs: dict[str, Node] = {}  # what the source calls the products -> the node
         names: list[str] = []
         self._point: Callable[..., list[Tensor]]
@@ -82,6 +102,32 @@ class Plan:
         is_shared = number not in self.program.name_of and (maker is None or not self._is_per_point(maker))
         return is_shared and product.kernel != TORCH
 
+    def _last_product(self) -> _Last | None:
+        """The product that gives the outputs, if nothing else reads it and a kernel takes it and its loss together.
+
+        As everything that a value's last bits depend on, it is seen from the record: not from which parameters move.
+        """
+        program, out = self.program, self.program.outputs[0] if self._targets_from == 1 else None
+        maker = None if out is None or program.readers[out] else program.maker.get(out)
+        viewed = maker is not None and maker.product is None and maker.stable and maker.func in VIEWS
+        node = program.maker.get(maker.inputs[0]) if viewed else maker  # type: ignore[union-attr]
+        if maker is None or node is None or node.product is None:
+            return None
+        product: Product = node.product
+        bare = (product.residual, product.norm, product.activation, product.before) == (None, None, "none", [])
+        alone = node is maker or (len(program.readers[node.out]) == 1 and node.out not in program.outputs)
+        before = program.maker.get(product.x.number)
+        of_data = before is None or program.depends.isdisjoint(before.ops)
+        if not bare or not alone or product.kind != "linear" or of_data:
+            return None
+        anchors = self._products.anchors(product)
+        like = torch.empty(0, dtype=program.dtype[product.x.number], device=self.network.device)
+        if isinstance(program.record.tree[0], (tuple, list, Mapping)) or not fuses(like, anchors):
+            return None
+        at = self._index(self.points.coefficients(product.weight.name))
+        shape = tuple(program.shape[out])  # type: ignore[index]
+        return _Last((node, maker), product.x.number, anchors, at, self._products.tables.tails(product)[1], shape)
+
     # ---- running
     def shared(self, batch: Sequence[Tensor], held: Held | None = None) -> Shared:
         """What all points of a batch share; see `SharedPart`."""
@@ -95,8 +141,13 @@ class Plan:
         weights = [scaled(self.network.memory[name], rows[at]) for name, at in self._weights]
         return Pass(start, stop - start, [c[start:stop] for c in self._coefficients], rows, weights)
 
-    def result(self, given: Pass, shared: Shared) -> tuple[Any, Any]:
+    def result(self, given: Pass, shared: Shared, multiplied_later: int = 0) -> tuple[Any, Any]:
         """(outputs, targets) at the points of a pass; every tensor of the outputs has them in dimension 0.
+
+        Args:
+            given: the pass.
+            shared: what its points share.
+            multiplied_later: outputs of so many dimensions at a point may be `Unmultiplied`.
 
         Raises:
             OtherAnswer: a number that leaves PyTorch is not what it was in the record.
@@ -106,7 +157,12 @@ class Plan:
         made = iter(self._point(given.count, given.coefficients, given.rows, given.weights, *shared.values))
         leaves: list[Any] = []
         for i, (n, literal) in enumerate(zip(self.program.outputs, literals, strict=True)):
-            if n is None:
+            if self._last is not None and i == 0:
+                is_shared = self._last.x in shared.outputs
+                x = shared.outputs[self._last.x] if is_shared else next(made)
+                last = self._last.result(x, given, is_shared)
+                leaves.append(last if len(last.shape) == multiplied_later + 1 else last.multiplied())
+            elif n is None:
                 leaves.append(literal)
             elif i >= self._targets_from:
                 leaves.append(shared.outputs[n] if n in shared.outputs else next(made))
@@ -119,7 +175,7 @@ class Plan:
 
     def keep(self, batch: Any, p: int, result: tuple[Any, Any], room: int) -> None:
         """Keep a result of at most `room` bytes until the batch is evaluated, where points are taken one by one."""
-        if self.most == 1 and bytes_in(result) <= room:
+        if self.most == 1 and self._last is None and bytes_in(result) <= room:
             self.kept[id(batch), p] = mapped(lambda x: x.clone() if isinstance(x, Tensor) else x, result)
 
     def compile(self) -> None:
@@ -129,7 +185,11 @@ class Plan:
     # ---- writing the function
     def _write(self, names: list[str]) -> None:
         program = self.program
-        nodes = [n for n in program.nodes if self._is_per_point(n)]
+        apart = () if self._last is None else self._last.nodes
+        nodes = [n for n in program.nodes if self._is_per_point(n) and n not in apart]
+        results = [*program.outputs]
+        if self._last is not None:
+            results[0] = self._last.x
         given = sorted({n for n in program.outputs if n in program.name_of})
         made = {n for node in nodes for n in node.outs if n is not None} | set(given)
         copied_for_all, copied = self._written(nodes)
@@ -141,11 +201,11 @@ class Plan:
             lines.append(self._line(node, names))
             read = self._read(node)
             wanted |= {n for n in read if n not in made and n not in program.name_of}
-            dead = {n for n in (*node.inputs, *node.outs) if n in made and last[n] == i and n not in program.outputs}
+            dead = {n for n in (*node.inputs, *node.outs) if n in made and last[n] == i and n not in results}
             if dead:
                 lines.append("del " + _listed(sorted(dead)).rstrip(","))
         across = sorted(wanted)
-        outs = [n for n in program.outputs if n in made]
+        outs = [n for n in results if n in made]
         head = ", ".join(["P", "c", "t", "w", *(f"v{n}" for n in across), *self._shared_inputs])
         body = "".join(f"    {line}\n" for line in (*lines, f"return [{_listed(outs)}]"))  # type: ignore[arg-type]
         self.source = f"def point({head}):\n{body}"
@@ -153,10 +213,10 @@ class Plan:
         self._point = self._scope["point"]
         self._shared = SharedPart(
             program,
-            [n for n in program.nodes if not self._is_per_point(n)],
+            [n for n in program.nodes if not self._is_per_point(n) and n not in apart],
             self._shared_inputs,
             across,
-            {n for n in program.outputs if n is not None and n not in made},
+            {n for n in results if n is not None and n not in made},
             self._products,
             self.network,
             self.points,

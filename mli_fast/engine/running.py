@@ -218,7 +218,7 @@ class _Loop:
                         found = plan.kept.pop((id(one.batch), start), None) if size == 1 else None
                         if found is None:
                             given = given or plan.prepare(start, stop)
-                            found = plan.result(given, route.shared)
+                            found = plan.result(given, route.shared, work.reducer.multiplies)
                     except Exception as error:
                         if out_of_memory(error):
                             raise

@@ -88,14 +88,31 @@ def test_an_end_that_is_not_finite_spoils_its_points_alone(engine: str, backend:
     assert_same_points(swept(c, [0.0], backend=backend), result, [0])
 
 
-@pytest.mark.xfail(reason="no rewrite takes a last product and its loss together yet", strict=True)
 @backends
-def test_the_logits_of_a_language_model_are_left_to_the_loss(engine: str, backend: str) -> None:
+def test_the_logits_of_a_language_model_are_left_to_the_loss(backend: str) -> None:
     if backend != "triton":
         pytest.skip("only that kernel takes the last product and its loss together")
-    result = swept(case("gpt2"), FEW, backend=backend)
+    with forced("planned"):
+        result = swept(case("gpt2"), FEW, backend=backend)
     assert "linear_cross_entropy:triton" in result.provenance["kernels"]
     assert not any(kernel.startswith("cross_entropy:") for kernel in result.provenance["kernels"])
+
+
+@pytest.mark.parametrize(("name", "head"), [("llama", "lm_head"), ("vit-plain", "last")])
+@backends
+def test_logits_are_left_to_the_loss_whichever_parameters_move(name: str, head: str, backend: str) -> None:
+    c = named(name)
+    moving = {key: c.theta_T[key] if key.startswith(head) else value for key, value in c.theta_0.items()}
+    with forced("planned"):
+        start = swept(c, [0.0], backend=backend, theta_T=c.theta_0)
+        assert_same_points(start, swept(c, FEW, backend=backend, theta_T=moving), [0])
+        left = swept(c, FEW, backend=backend)
+        assert_same_points(start, left, [0])
+        assert_same_points(swept(c, [0.4], backend=backend), left, [1])
+        seen = swept(c, FEW, backend=backend, metrics={"largest": lambda outputs, _: outputs.flatten(1).amax(1)})
+    np.testing.assert_allclose(left.loss, seen.loss, rtol=1e-6)
+    if "accuracy" in left:
+        np.testing.assert_array_equal(left.accuracy, seen.accuracy)
 
 
 @backends

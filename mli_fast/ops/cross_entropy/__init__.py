@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mli_fast import native
 from mli_fast.ops.backend import current
 from mli_fast.ops.cross_entropy import fused, reference
 from mli_fast.ops.dispatch import PLAIN, choose, shape_class
+from mli_fast.ops.epilogue import Epilogue
+from mli_fast.ops.linear import linear
 from mli_fast.ops.points import packed, placed
 
 IGNORED = -100  # PyTorch's ignore_index: such a target has loss 0 and counts for nothing
 
 
+@dataclass(frozen=True)
+class Unmultiplied:
+    """Logits x W(p)^T + shift that nobody has computed, and that nobody need store."""
+
+    x: Tensor  # [P, M, K]
+    weights: Sequence[Tensor]  # R x [V, K]
+    coefficients: Tensor  # [P, R] float64
+    shift: Tensor | None  # [P, V]
+    shape: torch.Size  # of the logits, [P, *rows, V] with M rows in all
+
+    def multiplied(self) -> Tensor:
+        """The logits."""
+        return linear(self.x, self.weights, self.coefficients, Epilogue(shift=self.shift)).reshape(self.shape)
+
+    def blank(self) -> Tensor:
+        """A tensor of the logits' shape, dtype and device without their values, and without memory."""
+        return self.x.new_zeros(()).expand(self.shape)
+
+
 def cross_entropy(
-    logits: Tensor,  # [P, M, C]
+    logits: Tensor | Unmultiplied,  # [P, M, C]
     targets: Tensor,  # [M] int64
 ) -> tuple[Tensor, Tensor]:  # [P, M] float64, [P, M] int64
     """-log softmax(logits)[target] and the arg max of every row.
@@ -29,6 +52,8 @@ def cross_entropy(
         losses in float64, 0 where the target is -100, NaN where the row holds NaN; predicted classes, the first of
         equal ones.
     """
+    if isinstance(logits, Unmultiplied):
+        return linear_cross_entropy(logits.x, logits.weights, logits.coefficients, logits.shift, targets)
     kernel = choose("cross_entropy", (logits,))
     if kernel == "native":
         return native.cross_entropy(logits.contiguous(), targets)
@@ -58,7 +83,7 @@ def linear_cross_entropy(
 
 
 def fuses(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether a kernel takes the last product and its cross entropy together, for x [*rows, K]."""
+    """Whether a kernel takes the last product and its cross entropy together, for inputs of x's dtype and device."""
     return _fused_by(x, weights, None, noted=False) != PLAIN
 
 
