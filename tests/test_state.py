@@ -162,6 +162,31 @@ def test_what_a_model_carries_on_is_an_error_that_names_it(form: Form, name: str
         mli_fast.sweep(Net(form), theta_0, theta_T, batches(), ALPHAS, progress=False)
 
 
+def fills_a_cache_once(net: Net, x: Tensor) -> Tensor:
+    if "bias" not in net.cache:
+        net.cache["bias"] = net.stacked.sum(0)
+    return net.out(x @ net.cache["bias"])
+
+
+class ClearedByEval(Net):
+    """As LeViT's attention biases: `eval()` and `train()` clear what passes keep."""
+
+    def train(self, mode: bool = True) -> ClearedByEval:
+        super().train(mode)
+        self.cache = {}
+        return self
+
+
+def test_a_cache_is_right_where_eval_clears_it_and_an_error_where_nothing_does(engine: str) -> None:
+    theta_0, theta_T = ends(fills_a_cache_once, None)
+    found = mli_fast.sweep(ClearedByEval(fills_a_cache_once), theta_0, theta_T, batches(), ALPHAS, progress=False)
+    expected = plain_losses(ClearedByEval(fills_a_cache_once), theta_0, theta_T)
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
+    assert found.provenance["engine"] == engine
+    with pytest.raises(ValueError, match=r"carries state .*cache.*state='per-batch'"):
+        mli_fast.sweep(Net(fills_a_cache_once), theta_0, theta_T, batches(), ALPHAS, progress=False)
+
+
 @pytest.mark.parametrize("form", [carries_a_tensor, counts, moves_a_buffer])
 def test_each_batch_may_start_from_the_model_as_given(form: Form, engine: str) -> None:
     theta_0, theta_T = ends(form, None)

@@ -53,7 +53,7 @@ class Network:
         self._aliases = {e.name: e.aliases for e in entries}
         self.own = {e.name: e.tensor for e in entries}
         self.memory = {name: tensor.detach() for name, tensor in self.own.items()}
-        self._slowly = not _loads_plainly(self.model)
+        self._own_ways = self._slowly = not _loads_plainly(self.model)
         self._given = State(self.model, {id(t) for t in self.own.values()}) if self._slowly else None
         self.model.eval()
         self._writers: dict[tuple[int, tuple[str, ...]], tuple[Points, Writer]] = {}
@@ -87,6 +87,15 @@ class Network:
             for name in chosen:
                 self.twins[name].detach().copy_(self.memory[name])
 
+    def load_next(self, points: Points, p: int) -> None:
+        """Go on to point p as a loop over points does: by the model's own `load_state_dict` and `eval()`, if any.
+
+        What these reset of what a pass left behind is reset.
+        """
+        if self._own_ways:
+            self._load_by_model(points.values(p))
+        self.load(points, p)
+
     def forget(self) -> None:
         """What is in memory may have been changed."""
         self._holds = None
@@ -110,9 +119,12 @@ class Network:
 
         Each point starts from the model as it was given.
         """
-        values = {alias: v for name, v in given.items() for alias in self._aliases[name]}
         assert self._given is not None
         self._given.restore()
+        self._load_by_model(given)
+
+    def _load_by_model(self, given: Mapping[str, Tensor]) -> None:
+        values = {alias: v for name, v in given.items() for alias in self._aliases[name]}
         with torch.no_grad():
             self.model.load_state_dict(values, strict=False)
         self.model.eval()
