@@ -80,7 +80,7 @@ def same_geometry(tensors: Sequence[Tensor]) -> list[Tensor]:
             copies.append(tensor.clone())
         else:
             copies.append(tensor.detach())
-            if _is_strided(tensor):
+            if has_memory(tensor):
                 groups.setdefault(tensor.untyped_storage()._cdata, []).append(i)
             else:
                 copies[i] = copies[i].clone()
@@ -117,7 +117,10 @@ def _is_wrapped(tensor: Tensor) -> bool:
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
-def _is_strided(tensor: Tensor) -> bool:
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but numbers in memory, which others may share."""
+    if _is_wrapped(tensor):
+        return False
     kind = type(tensor) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
     odd = tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or tensor.is_nested
     return kind and tensor.layout is torch.strided and not odd

@@ -209,3 +209,21 @@ def test_state_that_the_model_does_not_hold_is_an_error_too(engine: str) -> None
     theta_0, theta_T = ends(keeps_elsewhere, None)
     with pytest.raises(ValueError, match="something else the second time"):
         mli_fast.sweep(Net(keeps_elsewhere), theta_0, theta_T, batches(), ALPHAS, progress=False)
+
+
+def test_a_list_of_views_is_no_state_of_its_own(engine: str) -> None:
+    """Also where a model has a way of loading of its own: what it keeps is compared after two loads."""
+
+    class Views(ClearedByEval):
+        def __init__(self, form: Form) -> None:
+            super().__init__(form)
+            with torch.no_grad():
+                self.kept = [self.f1.weight.t(), self.stacked[1]]
+
+    def by_views(net: Net, x: Tensor) -> Tensor:
+        return net.out(torch.tanh(x @ net.kept[0]) @ net.kept[1])
+
+    theta_0, theta_T = ends(by_views, None)
+    found = mli_fast.sweep(Views(by_views), theta_0, theta_T, batches(), ALPHAS, progress=False)
+    np.testing.assert_allclose(found.loss, plain_losses(Views(by_views), theta_0, theta_T), rtol=1e-5)
+    assert found.provenance["engine"] == engine

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mli_fast.trees import has_memory
 
 MOST = 50_000  # containers that are looked into
 _NUMBERS = frozenset((int, float, bool, complex, str))
@@ -49,10 +51,11 @@ class State:
 
     Args:
         model: the model.
-        own: its parameters and persistent buffers, whose values come from elsewhere.
+        own: its parameters and persistent buffers, whose values, and so those of views of them, come from elsewhere.
     """
 
-    def __init__(self, model: nn.Module, own: set[int]) -> None:
+    def __init__(self, model: nn.Module, own: Collection[Tensor]) -> None:
+        names, memory = {id(t) for t in own}, {t.untyped_storage()._cdata for t in own if has_memory(t)}
         self._entries: list[tuple[str, Any, list[Any], list[Any]]] = []  # name, container, keys, values
         self._tensors: list[tuple[str, Tensor, int, Tensor]] = []  # name, tensor, version, copy
         for name, container in containers(model):
@@ -60,7 +63,9 @@ class State:
             values = _values(container)
             self._entries.append((name, container, keys, values))
             for at, value in enumerate(values):
-                if isinstance(value, Tensor) and id(value) not in own:
+                if not isinstance(value, Tensor) or id(value) in names:
+                    continue
+                if not has_memory(value) or value.untyped_storage()._cdata not in memory:
                     label = _joined(name, keys[at] if keys else at)
                     self._tensors.append((label, value, _version(value), value.detach().clone()))
 

@@ -54,7 +54,7 @@ class Network:
         self.own = {e.name: e.tensor for e in entries}
         self.memory = {name: tensor.detach() for name, tensor in self.own.items()}
         self._own_ways = self._slowly = not _loads_plainly(self.model)
-        self._given = State(self.model, {id(t) for t in self.own.values()}) if self._slowly else None
+        self._given = State(self.model, self.own.values()) if self._slowly else None
         self.model.eval()
         self._writers: dict[tuple[int, tuple[str, ...]], tuple[Points, Writer]] = {}
         self._holds: Any = None  # the points and the names whose constants are in memory
@@ -67,7 +67,7 @@ class Network:
 
     def look_again(self) -> None:
         """The model was changed on purpose: this is what passes start from."""
-        self.state = State(self.model, {id(t) for t in self.own.values()})
+        self.state = State(self.model, self.own.values())
 
     # ---- values
     def load(self, points: Points, p: int, names: tuple[str, ...] | None = None) -> None:
@@ -156,7 +156,7 @@ class Network:
             self._load_slowly(values)
             if any(not same_bits(self.memory[name], value) for name, value in values.items()):
                 return
-            found.append(State(self.model, {id(t) for t in self.own.values()}))
+            found.append(State(self.model, self.own.values()))
         if found[0].same_as(found[1]):
             self._slowly, self.state = False, found[1]
 
