@@ -105,6 +105,7 @@ class Program:
         self.name_of = {number: name for name, number in record.parameters.items()}
         self.shape = {n: g.shape for n, g in enumerate(record.geometry)}
         self.dtype = {n: g.dtype for n, g in enumerate(record.geometry)}
+        self.stride = {n: g.stride for n, g in enumerate(record.geometry)}
         self.outputs = list(record.outputs)
         self.notes: list[str] = []  # what rewrites did
         written = record.written()
@@ -143,7 +144,8 @@ class Program:
             if op.writes and op.func in _FUNCTIONAL and not op.writes & unstable:
                 func, value = _FUNCTIONAL[op.func], len(self.shape)
                 was = op.args[0].number
-                self.shape[value], self.dtype[value] = self.shape[was], self.dtype[was]
+                self.shape[value], self.stride[value] = self.shape[was], self.stride[was]
+                self.dtype[value] = self.dtype[was]
                 now[was] = value
                 outs = [value]
             nodes.append(Node(func, args, kwargs, outs, op.single, [i], not touched & unstable, position=i))
@@ -217,6 +219,18 @@ class Program:
                 self.remove(node)
 
     # ---- values
+    def layout_for(self, node: Node, number: int) -> tuple[int, ...] | None:
+        """The strides of the record that a node must be given a value with; None where it takes any.
+
+        Memory that is written to is seen through views, and those are made of the strides of the record.
+        """
+        maker = self.maker.get(number)
+        if node.stable or not self.rewritten or maker is None or not maker.stable or len(self.shape[number]) < 2:
+            return None
+        stride = self.stride.get(number)
+        overlaps = stride is None or any(s == 0 < n - 1 for n, s in zip(self.shape[number], stride, strict=True))
+        return None if overlaps else stride
+
     def numel(self, number: int) -> int:
         """How many elements a value has."""
         return math.prod(self.shape[number])

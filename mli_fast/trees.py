@@ -71,6 +71,13 @@ def copied(x: Any) -> Any:
     return filled(x, [next(copies) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
 
 
+def laid_out(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """The tensor with these strides, a copy where it has others; dimensions of size 1 may have any."""
+    if all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), stride, strict=True)):
+        return tensor
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
 def same_geometry(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies with the sizes and strides of the originals; those that share memory do so again, from its start on."""
     groups: dict[Any, list[int]] = {}

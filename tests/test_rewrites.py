@@ -303,3 +303,22 @@ def test_parts_of_checkpoints_that_lie_otherwise_in_memory() -> None:
     turned = {k: v.t().contiguous().t() if v.ndim == 2 else v for k, v in a.state_dict().items()}
     ours = mli_fast.sweep(model, turned, b, [given], ALPHAS, check="all", progress=False)
     assert ours.loss.tolist() == expected.loss.tolist()
+
+
+def test_what_is_written_through_views_lies_as_in_the_record() -> None:
+    """A convolution's result lies with its channels innermost, what is chosen of it likewise; `view` would not do."""
+
+    def form(net: Net, x: Tensor) -> Tensor:
+        h = net.c1(x)[torch.tensor([1, 0, 2, 5, 4, 3])]
+        h.transpose(-1, -2).mul_(1.1)
+        return h.sigmoid_().view(6, -1) + net.c2(h).view(6, -1).relu_()
+
+    a, b, model, given = network(form, True, 0), network(form, True, 1), network(form, True, 2), batch(True)
+    expected = losses(a, b, network(form, True, 2).double(), given)
+    for check in ("all", False):
+        ours = mli_fast.sweep(model, a, b, [given], ALPHAS, check=check, progress=False)
+        assert ours.provenance["engine"] == "planned"
+        np.testing.assert_allclose(ours.loss, expected, rtol=1e-5)
+        alone = mli_fast.sweep(model, a, a, [given], [0.5], check=check, progress=False)
+        assert alone.provenance["engine"] == "planned"
+        assert alone.loss == ours.loss[0]

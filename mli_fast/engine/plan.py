@@ -20,7 +20,7 @@ from mli_fast.engine.together import folds
 from mli_fast.ops.cross_entropy import Unmultiplied, fuses
 from mli_fast.program import IN_PLACE, VIEWS, Node, Program, dependent
 from mli_fast.rewrites.products import Product
-from mli_fast.trees import bytes_in, filled, leaves_of, mapped, same_geometry
+from mli_fast.trees import bytes_in, filled, laid_out, leaves_of, mapped, same_geometry
 
 aten = torch.ops.aten
 
@@ -81,7 +81,7 @@ class Plan:
         if not self.targets_shared or any(n in program.name_of for n in program.outputs if n is not None):
             self.together, self.most = False, 1  # targets have no points in front, and a parameter has one point's
         self.kept: dict[tuple[int, int], tuple[Any, Any]] = {}
-        self._scope: dict[str, Any] = {"torch": torch, "same_geometry": same_geometry}
+        self._scope: dict[str, Any] = {"torch": torch, "same_geometry": same_geometry, "laid_out": laid_out}
         self._coefficients: list[Tensor] = []
         self._weights: list[tuple[str, int]] = []  # (name, table of its scale)
         self._products = Products(program, points, network)
@@ -246,15 +246,16 @@ class Plan:
         self._scope[name] = value
         return name
 
-    def _text(self, a: Any, names: list[str]) -> str:
+    def _text(self, a: Any, names: list[str], reader: Node | None = None) -> str:
         if type(a) is Ref:
             if a.number not in self.program.name_of:
-                return f"v{a.number}"
+                stride = None if reader is None else self.program.layout_for(reader, a.number)
+                return f"v{a.number}" if stride is None else f"laid_out(v{a.number}, {stride})"
             name = self.program.name_of[a.number]
             names.append(name)
             return self._constant(self.network.memory[name])
         if isinstance(a, (list, tuple)):
-            inner = "".join(self._text(x, names) + ", " for x in a)
+            inner = "".join(self._text(x, names, reader) + ", " for x in a)
             return f"[{inner}]" if isinstance(a, list) else f"({inner})"
         if isinstance(a, (int, bool, str, type(None))) or (isinstance(a, float) and math.isfinite(a)):
             return repr(a)
@@ -267,7 +268,7 @@ class Plan:
         if node.over is not None and self._is_per_point(node.over):
             func = IN_PLACE[func]
         called = self._constant(func)
-        args = [self._text(a, names) for a in node.args]
+        args = [self._text(a, names, node) for a in node.args]
         if node.stable and func in VIEWS:
             called = "torch.reshape"
             if self.together:
@@ -275,7 +276,7 @@ class Plan:
                 args[1] = f"(P * {first}, {''.join(f'{d}, ' for d in rest)})"
         if self.rewritten and func is aten.native_group_norm.default:
             args[0] = f"{self._constant(_laid_out)}({args[0]})"
-        call = f"{called}({', '.join([*args, *(f'{k}={self._text(v, names)}' for k, v in node.kwargs.items())])})"
+        call = f"{called}({', '.join([*args, *(f'{k}={self._text(v, names, node)}' for k, v in node.kwargs.items())])})"
         if all(n is None for n in node.outs):
             return call
         if node.single:

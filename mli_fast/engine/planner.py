@@ -125,6 +125,11 @@ class Planner:
                 shared = self._shared(plan, batch) if held is None else plan.shared(list(tensors_in(batch)), held)
             except OtherAnswer:
                 continue
+            except Exception as error:  # the batch's own, which plain PyTorch raises too, or the plan's
+                if out_of_memory(error):
+                    raise
+                self.aside(error)
+                return Route(None)
             self._last = None
             way = PLANNED if plan.rewritten else REPLAY
             self.used.add(way)

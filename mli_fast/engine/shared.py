@@ -14,7 +14,7 @@ from mli_fast.engine.network import Network
 from mli_fast.engine.points import Points
 from mli_fast.engine.products import Products
 from mli_fast.program import VIEWS, Node, Program
-from mli_fast.trees import bytes_in, same_geometry
+from mli_fast.trees import bytes_in, laid_out, same_geometry
 
 
 class Held:
@@ -160,7 +160,10 @@ class SharedPart:
 
         def value(a: Any) -> Any:
             if type(a) is Ref:
-                return memory[name_of[a.number]] if a.number in name_of else values[a.number]
+                if a.number in name_of:
+                    return memory[name_of[a.number]]
+                stride = self._program.layout_for(node, a.number)
+                return values[a.number] if stride is None else laid_out(values[a.number], stride)
             if type(a) in (list, tuple):
                 return type(a)([value(x) for x in a])
             return a
