@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -209,6 +210,20 @@ def test_state_that_the_model_does_not_hold_is_an_error_too(engine: str) -> None
     theta_0, theta_T = ends(keeps_elsewhere, None)
     with pytest.raises(ValueError, match="something else the second time"):
         mli_fast.sweep(Net(keeps_elsewhere), theta_0, theta_T, batches(), ALPHAS, progress=False)
+
+
+def test_what_is_computed_of_parameters_once_and_kept_aside_is_an_error(engine: str) -> None:
+    class Cached(Net):
+        @functools.lru_cache(maxsize=8)  # noqa: B019 - what people write
+        def mixed(self, times: int) -> Tensor:
+            return self.stacked.sum(0) * times
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(x @ self.mixed(2))
+
+    theta_0, theta_T = ends(simple, None)
+    with pytest.raises(ValueError, match="fresh copy of the model gives something else"):
+        mli_fast.sweep(Cached(simple), theta_0, theta_T, batches(), ALPHAS, progress=False)
 
 
 def test_a_list_of_views_is_no_state_of_its_own(engine: str) -> None:

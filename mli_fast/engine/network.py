@@ -46,7 +46,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, forward: Forward, dtype: torch.dtype | None, device: torch.device) -> None:
-        self.device, self._forward, self._callers = device, forward, model
+        self.device, self._forward, self._callers, self._dtype = device, forward, model, dtype
         self.twins = {entry.name: entry.tensor for entry in model_entries(model)}
         self.model = _replica(model, dtype, device)
         entries = model_entries(self.model)
@@ -64,6 +64,10 @@ class Network:
         if dtype is not None:
             self.model.register_forward_pre_hook(lambda _, args, kwargs: _cast((args, kwargs), dtype), with_kwargs=True)
         self.look_again()
+
+    def fresh(self) -> Network:
+        """Another private copy, through which nothing has gone yet."""
+        return Network(self._callers, self._forward, self._dtype, self.device)
 
     def look_again(self) -> None:
         """The model was changed on purpose: this is what passes start from."""

@@ -97,6 +97,8 @@ class Passes:
     def look_outside(self, points: Points, batch: Any, p: int, result: Any) -> None:
         """See that a pass that has no record gives the same again; on a GPU that is too much to ask of its kernels.
 
+        And that at another point it gives what a copy of the model gives that has not seen this one.
+
         Raises:
             ValueError: it does not: something is kept where nobody looks.
         """
@@ -110,6 +112,22 @@ class Passes:
                 "it does not hold itself (a global, a class attribute, a generator of its own), so that a value would "
                 "depend on the order of batches and points; reset it in forward, or pass state='per-batch' at your own "
                 "risk"
+            )
+        self._look_at_another_copy(points, batch, p)
+
+    def _look_at_another_copy(self, points: Points, batch: Any, p: int) -> None:
+        if points.count == 1:
+            return
+        q = points.count - 1 if p == 0 else 0
+        expected = self.plain(points, batch, q)
+        other = Passes(self.network.fresh(), PER_BATCH)
+        other.noise = self.noise
+        other.network.check_loading(points)
+        if not _equal(expected, other.plain(points, batch, q)) and _equal(expected, self.plain(points, batch, q)):
+            raise ValueError(
+                "at another point a fresh copy of the model gives something else: something is computed of the "
+                "parameters once and kept where nobody looks (an lru_cache, a global), so that all points would have "
+                "the first one's; compute it in forward, or pass state='per-batch' at your own risk"
             )
 
     def _versions(self) -> list[int]:
