@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import queue
 import threading
+import time
 import warnings
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -293,6 +295,30 @@ def handed_over(net: Net, x: Tensor) -> Tensor:
     return net.out(x) + y
 
 
+def polled() -> None:
+    while True:
+        if MAILBOX:
+            x, y, layer = MAILBOX.pop()
+            with torch.no_grad():
+                y.copy_(layer(x))
+            POSTED.append(True)
+        time.sleep(1e-4)
+
+
+MAILBOX: deque[Any] = deque()
+POSTED: deque[bool] = deque()
+threading.Thread(target=polled, daemon=True).start()
+
+
+def left_in_a_mailbox(net: Net, x: Tensor) -> Tensor:
+    y = x * 0
+    MAILBOX.append((x, y, net.stem))
+    while not POSTED:
+        time.sleep(1e-4)
+    POSTED.clear()
+    return net.out(x) + y
+
+
 def swapped(net: Net, x: Tensor) -> Tensor:
     y, z = net.stem(x), x * 2
     torch.utils.swap_tensors(y, z)
@@ -315,7 +341,7 @@ FORMS: list[Form] = [
     mapped, autocast, powers, zeros_plus, added_around_a_clamp, chunks_written, into_memory, strides, without_gradient,
     raises_and_goes_on, of_numbers, of_tensors, through_numpy, numpy_writes, in_threads, printed, early_exit, checked,
     ragged, masked_rows, data_exchanged, normed_in_training, embedded, parameter_given_back,
-    scripted_list, in_a_warm_pool, handed_over, swapped, ranked, singular,
+    scripted_list, in_a_warm_pool, handed_over, left_in_a_mailbox, swapped, ranked, singular,
 ]  # fmt: skip
 REASONS = {  # what is refused, and what the provenance says of it
     "raises_and_goes_on": "raised",
@@ -326,6 +352,7 @@ REASONS = {  # what is refused, and what the provenance says of it
     "scripted_list": "TorchScript code that calls prim::tolist",
     "in_a_warm_pool": "thread",
     "handed_over": "thread",
+    "left_in_a_mailbox": "written to by what is not seen",
     "swapped": "swapped",
     "ranked": "singular values",
     "singular": "singular values",

@@ -41,6 +41,7 @@ class Operator:
         writes: (position, name) of the arguments that are written to.
         refused: why no record may hold it; None if one may.
         dynamic: the shape of its result depends on data.
+        gives_views: its results may lie in the memory of what it was given.
         gives_sizes: numbers among its results are sizes of what it was given.
         literal: it hands on a tensor made from Python data.
     """
@@ -50,9 +51,11 @@ class Operator:
         "_schema",
         "dynamic",
         "gives_sizes",
+        "gives_views",
         "is_index",
         "is_item",
         "literal",
+        "name",
         "packs",
         "random",
         "refused",
@@ -62,7 +65,7 @@ class Operator:
 
     def __init__(self, func: Any) -> None:
         schema = self._schema = func._schema
-        name = schema.name
+        name = self.name = schema.name
         self._names = [a.name for a in schema.arguments]
         self.writes = [
             (i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write
@@ -77,6 +80,7 @@ class Operator:
             torch.Tag.dynamic_output_shape in func.tags and name != "aten::_local_scalar_dense"
         )
         self.gives_sizes = name.startswith("aten::_scaled_dot_product")
+        self.gives_views = any(r.alias_info is not None for r in schema.returns)
         self.is_item = name == "aten::_local_scalar_dense"
         self.literal = name in ("aten::lift_fresh", "aten::lift", "aten::lift_fresh_copy")
         self.packs = name == "aten::_pack_padded_sequence"

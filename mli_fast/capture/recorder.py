@@ -46,6 +46,8 @@ class Recorder(TorchDispatchMode):
         self._numbers: dict[int, tuple[Any, int]] = {}  # id of a tensor -> weak reference to it, its number
         self._first: dict[int, int] = {}  # storage -> the first value in it
         self._twins: dict[int, str] = {}  # storage of a twin -> a name that lies in it
+        self._versions: list[tuple[int | None, int]] = []  # of each value: its version, and after how many operators
+        self._written: dict[int, int] = {}  # storage -> after how many operators it was last written to
         self._weak: list[Any] = []
         self._refs: list[Ref] = []
         self._kept: list[Tensor] = [*parameters.values(), *twins.values()]
@@ -88,7 +90,7 @@ class Recorder(TorchDispatchMode):
         storage = self.record.storage[number]
         self.record.ops.append(Op(Exit(kind, answer), (Ref(number),), {}, [], True, {storage}, set()))
 
-    def _new(self, tensor: Tensor) -> int:
+    def _new(self, tensor: Tensor, is_view: bool = False) -> int:  # a view has the version of its base later on
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
             raise _Refusal(f"a {'nested tensor' if tensor.is_nested else f'tensor of layout {tensor.layout}'}")
         if tensor.is_conj() or tensor.is_neg():
@@ -106,7 +108,18 @@ class Recorder(TorchDispatchMode):
             Geometry(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), tensor.dtype, tensor.device)
         )
         self._refs.append(Ref(number))
+        self._versions.append((None if is_view or tensor.is_inference() else tensor._version, len(record.ops)))
         return number
+
+    def _look_at_version(self, tensor: Tensor, number: int) -> None:
+        """Refuse if a tensor was written to, and no operator that came by here did it: another thread, say."""
+        if tensor.is_inference():
+            return
+        version, ops = self._versions[number]
+        if tensor._version != version:
+            if version is not None and self._written.get(self.record.storage[number], -1) < ops:
+                raise _Refusal("a tensor was written to by what is not seen, such as another thread")
+            self._versions[number] = tensor._version, len(self.record.ops)
 
     def number(self, tensor: Tensor) -> int:
         """The number of a tensor that an operator reads.
@@ -124,6 +137,7 @@ class Recorder(TorchDispatchMode):
                 or geometry.stride != tensor.stride()
             ):
                 raise _Refusal("a tensor's memory was exchanged (.data = ...)")
+            self._look_at_version(tensor, number)
             return number
         if type(tensor) not in _TENSORS:
             raise _Refusal(f"a tensor of type {type(tensor).__name__}")
@@ -217,13 +231,14 @@ class Recorder(TorchDispatchMode):
             for ref in given if isinstance(given, (list, tuple)) else (given,):
                 if type(ref) is Ref:
                     writes.add(storage[ref.number])
+                    self._written[storage[ref.number]] = len(self.record.ops)
         if type(out) in (bool, int, float, complex):
             answer = Answer(str(func), out, func)
             self.record.ops.append(Op(answer, args_, kwargs_, [], True, reads, writes))
             return
         single = isinstance(out, Tensor) or out is None
         parts = (out,) if single else out
-        outs = [None if t is None or (known.gives_sizes and type(t) is int) else self._made(t, func) for t in parts]
+        outs = [None if t is None or (known.gives_sizes and type(t) is int) else self._made(t, known) for t in parts]
         self.record.ops.append(Op(func, args_, kwargs_, outs, single, reads, writes))
         if known.dynamic and (not known.is_index or _has_mask(args[1])):
             for number, tensor in zip(outs, (out,) if single else out, strict=True):
@@ -233,15 +248,15 @@ class Recorder(TorchDispatchMode):
             assert outs[1] is not None
             self._guard(outs[1], "tolist", _tolist(out[1]))
 
-    def _made(self, tensor: Any, func: Any) -> int:
+    def _made(self, tensor: Any, by: Any) -> int:
         if not isinstance(tensor, Tensor):
-            raise _Refusal(f"{func} gives {type(tensor).__name__}")
+            raise _Refusal(f"{by.name} gives {type(tensor).__name__}")
         known = self._numbers.get(id(tensor))
         if known is not None and known[0]() is tensor:
             geometry = self.record.geometry[known[1]]
             if geometry.shape == tensor.shape and geometry.stride == tensor.stride():
                 return known[1]
-        return self._new(tensor)  # also one whose geometry an operator changed in place
+        return self._new(tensor, by.gives_views)  # also one whose geometry an operator changed in place
 
     def _ref(self, a: Any, reads: set[int]) -> Any:
         kind = type(a)
