@@ -322,3 +322,25 @@ def test_what_is_written_through_views_lies_as_in_the_record() -> None:
         alone = mli_fast.sweep(model, a, a, [given], [0.5], check=check, progress=False)
         assert alone.provenance["engine"] == "planned"
         assert alone.loss == ours.loss[0]
+
+
+@pytest.mark.parametrize("sizes", [(7,), (5, 3), (3, 4, 2), (1,), (1, 1), (1, 5)], ids=str)
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (2, 2), (4, 2), (16, 1)], ids=str)
+@pytest.mark.parametrize("examples", [1, 2])
+def test_a_convolution_of_the_batch_whatever_its_sizes(
+    examples: int, channels: int, groups: int, sizes: tuple[int, ...]
+) -> None:
+    class Of(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(sizes) - 1](channels, 16, 3, padding=1, groups=groups)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.conv(x)).flatten(1)[:, :5]
+
+    torch.manual_seed(0)
+    a, b, model = Of(), Of(), Of()
+    given = torch.randn(examples, channels, *sizes), torch.arange(examples) % 5
+    ours = mli_fast.sweep(model, a, b, [given], ALPHAS, check=False, progress=False)
+    np.testing.assert_allclose(ours.loss, losses(a, b, Of().double(), given), rtol=1e-5)
+    assert mli_fast.sweep(model, a, a, [given], [0.5], check=False, progress=False).loss == ours.loss[0]

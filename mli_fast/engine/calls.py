@@ -264,7 +264,7 @@ class TorchProducts:
     def __call__(self, x: Tensor) -> list[Tensor]:
         x = channels_last(x)
         found = [torch.ops.aten.convolution.default(x, a, None, *self._move, self._groups) for a in self._anchors]
-        return [f.movedim(1, -1).reshape(-1, f.shape[1]) for f in found]
+        return [_contiguous(f.movedim(1, -1).reshape(-1, f.shape[1])) for f in found]  # of one image it is a view
 
 
 _ACTIVATE = {
