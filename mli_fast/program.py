@@ -222,10 +222,13 @@ class Program:
     def layout_for(self, node: Node, number: int) -> tuple[int, ...] | None:
         """The strides of the record that a node must be given a value with; None where it takes any.
 
-        Memory that is written to is seen through views, and those are made of the strides of the record.
+        Memory that is written to is seen through views, and those are made of the strides of the record. Group norm
+        takes a format from the strides and then insists on it, those of sizes 1 included; `F.group_norm` sees to that
+        before the operator, of which the record has nothing where there was nothing to do.
         """
         maker = self.maker.get(number)
-        if node.stable or not self.rewritten or maker is None or not maker.stable or len(self.shape[number]) < 2:
+        takes_any = node.stable and node.func is not aten.native_group_norm.default
+        if takes_any or not self.rewritten or maker is None or not maker.stable or len(self.shape[number]) < 2:
             return None
         stride = self.stride.get(number)
         overlaps = stride is None or any(s == 0 < n - 1 for n, s in zip(self.shape[number], stride, strict=True))

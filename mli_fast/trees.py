@@ -72,8 +72,8 @@ def copied(x: Any) -> Any:
 
 
 def laid_out(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """The tensor with these strides, a copy where it has others; dimensions of size 1 may have any."""
-    if all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), stride, strict=True)):
+    """The tensor with these strides, a copy where it has others."""
+    if tensor.stride() == stride:
         return tensor
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 

@@ -344,3 +344,17 @@ def test_a_convolution_of_the_batch_whatever_its_sizes(
     ours = mli_fast.sweep(model, a, b, [given], ALPHAS, check=False, progress=False)
     np.testing.assert_allclose(ours.loss, losses(a, b, Of().double(), given), rtol=1e-5)
     assert mli_fast.sweep(model, a, a, [given], [0.5], check=False, progress=False).loss == ours.loss[0]
+
+
+def test_group_norm_sees_one_layout_whichever_parameters_move() -> None:
+    """Its last bits depend on the layout; of what all points share it is computed elsewhere than of a point's own."""
+
+    def form(net: Net, x: Tensor) -> Tensor:
+        return F.elu(F.group_norm(net.c2(x.repeat(1, 3, 1, 1)[:, :8]), 2))
+
+    a, b, model = network(form, True, 0), network(form, True, 1), network(form, True, 2)
+    for examples in (1, 6):
+        given = [(x[:examples], y[:examples]) for x, y in [batch(True)]]
+        ours = mli_fast.sweep(model, a, b, given, ALPHAS, progress=False)
+        for end, loss in ((a, ours.loss[0]), (b, ours.loss[-1])):
+            assert mli_fast.sweep(model, end, end, given, [0.5], progress=False).loss == loss

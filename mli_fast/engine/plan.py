@@ -274,8 +274,6 @@ class Plan:
             if self.together:
                 first, *rest = self.program.shape[node.out]
                 args[1] = f"(P * {first}, {''.join(f'{d}, ' for d in rest)})"
-        if self.rewritten and func is aten.native_group_norm.default:
-            args[0] = f"{self._constant(_laid_out)}({args[0]})"
         call = f"{called}({', '.join([*args, *(f'{k}={self._text(v, names, node)}' for k, v in node.kwargs.items())])})"
         if all(n is None for n in node.outs):
             return call
@@ -315,16 +313,6 @@ class Plan:
                 return i
         self._coefficients.append(coefficients)
         return len(self._coefficients) - 1
-
-
-def _laid_out(x: Tensor) -> Tensor:
-    """As group norm wants it: it takes a format from the strides and then insists on it, those of sizes 1 included.
-
-    `F.group_norm` sees to that before the operator, of which the record has nothing where there was nothing to do; but
-    a rewritten product may leave another layout.
-    """
-    fits = x.ndim == 4 and min(x.shape) > 1 and x.is_contiguous(memory_format=torch.channels_last)
-    return x if fits else x.contiguous()
 
 
 def _listed(numbers: Sequence[int]) -> str:
