@@ -130,6 +130,11 @@ def of_a_parameter(net: Net, x: Tensor) -> Tensor:
     return F.relu(net.wide(net.picture)) * x.mean((1, 2, 3))[:, None, None, None]
 
 
+def residual_of_its_input(net: Net, x: Tensor) -> Tensor:
+    h = net.f1(x.sigmoid())
+    return net.f2(h) + h
+
+
 def bias_of_one(net: Net, x: Tensor) -> Tensor:
     return torch.addmm(net.one, x.flatten(1)[:, :16].sigmoid(), net.f1.weight.t())
 
@@ -204,6 +209,7 @@ FORMS: dict[str, tuple[str, Form, bool, bool]] = {
     "written between": ("epilogues", written_between, False, False),
     "chain": ("chains", lambda net, x: net.f3(F.relu(net.f2(F.relu(net.f1(x.sigmoid()))))), False, True),
     "chain whose middle is read": ("chains", lambda net, x: (y := net.f2(F.relu(net.f1(x)))) + net.f3(y), False, True),
+    "chain whose first result is its residual too": ("chains", residual_of_its_input, False, False),
     "in place": ("in_place", lambda net, x: net.f1(x).sigmoid().mul(3).clamp(min=0.1), False, True),
     "in place of the batch": ("in_place", in_place_of_the_batch, False, False),
 }

@@ -319,6 +319,17 @@ def left_in_a_mailbox(net: Net, x: Tensor) -> Tensor:
     return net.out(x) + y
 
 
+def applied_to_elements(net: Net, x: Tensor) -> Tensor:
+    h = net.stem(x)
+    h.apply_(lambda z: 0.5 * z)
+    return net.out(h.map_(h.clone(), lambda a, b: a + abs(b)))
+
+
+def detached_in_place(net: Net, x: Tensor) -> Tensor:
+    x.detach_()
+    return net.out(net.stem(x * 1).detach_()) + x
+
+
 def swapped(net: Net, x: Tensor) -> Tensor:
     y, z = net.stem(x), x * 2
     torch.utils.swap_tensors(y, z)
@@ -341,7 +352,7 @@ FORMS: list[Form] = [
     mapped, autocast, powers, zeros_plus, added_around_a_clamp, chunks_written, into_memory, strides, without_gradient,
     raises_and_goes_on, of_numbers, of_tensors, through_numpy, numpy_writes, in_threads, printed, early_exit, checked,
     ragged, masked_rows, data_exchanged, normed_in_training, embedded, parameter_given_back,
-    scripted_list, in_a_warm_pool, handed_over, left_in_a_mailbox, swapped, ranked, singular,
+    scripted_list, in_a_warm_pool, handed_over, left_in_a_mailbox, applied_to_elements, detached_in_place, swapped, ranked, singular,
 ]  # fmt: skip
 REASONS = {  # what is refused, and what the provenance says of it
     "raises_and_goes_on": "raised",
@@ -353,6 +364,7 @@ REASONS = {  # what is refused, and what the provenance says of it
     "in_a_warm_pool": "thread",
     "handed_over": "thread",
     "left_in_a_mailbox": "written to by what is not seen",
+    "applied_to_elements": "a Python function is given the elements",
     "swapped": "swapped",
     "ranked": "singular values",
     "singular": "singular values",

@@ -69,6 +69,8 @@ def noted(note: Note, refuse: Refuse, unseen: Refuse) -> Iterator[None]:
 
             return make
 
+        for name in ("apply_", "map_", "map2_"):
+            patch(Tensor, name, lambda original: _refusing(original, refuse, "a Python function is given the elements"))
         for name in _MEMORY:
             patch(Tensor, name, hands_out_memory(name))
         patch(Tensor, "tolist", lambda original: _noting(original, note, "tolist", 0))

@@ -22,7 +22,9 @@ def rewrite(program: Program, kernels: Kernels) -> None:
             if maker is None or maker not in program.nodes or not _in_chains(maker.product):
                 break
             before = maker.product
-            if before.residual is not None or len(program.readers[maker.out]) != 1 or maker.out in program.outputs:
+            if before.residual is not None or maker.out in program.outputs:
+                break
+            if len(program.readers[maker.out]) != 1 or node.inputs.count(maker.out) != 1:  # also as its residual
                 break
             if _rows(before) != math.prod(program.shape[node.product.first.x.number][:-1]):
                 break
