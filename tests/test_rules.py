@@ -352,7 +352,8 @@ FORMS: list[Form] = [
     mapped, autocast, powers, zeros_plus, added_around_a_clamp, chunks_written, into_memory, strides, without_gradient,
     raises_and_goes_on, of_numbers, of_tensors, through_numpy, numpy_writes, in_threads, printed, early_exit, checked,
     ragged, masked_rows, data_exchanged, normed_in_training, embedded, parameter_given_back,
-    scripted_list, in_a_warm_pool, handed_over, left_in_a_mailbox, applied_to_elements, detached_in_place, swapped, ranked, singular,
+    scripted_list, in_a_warm_pool, handed_over, left_in_a_mailbox, applied_to_elements, detached_in_place, swapped,
+    ranked, singular,
 ]  # fmt: skip
 REASONS = {  # what is refused, and what the provenance says of it
     "raises_and_goes_on": "raised",
