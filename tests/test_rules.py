@@ -325,6 +325,12 @@ def applied_to_elements(net: Net, x: Tensor) -> Tensor:
     return net.out(h.map_(h.clone(), lambda a, b: a + abs(b)))
 
 
+def written_through_dlpack(net: Net, x: Tensor) -> Tensor:
+    h = net.stem(x)
+    torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(h)).mul_(0.5)
+    return net.out(h)
+
+
 def detached_in_place(net: Net, x: Tensor) -> Tensor:
     x.detach_()
     return net.out(net.stem(x * 1).detach_()) + x
@@ -352,8 +358,8 @@ FORMS: list[Form] = [
     mapped, autocast, powers, zeros_plus, added_around_a_clamp, chunks_written, into_memory, strides, without_gradient,
     raises_and_goes_on, of_numbers, of_tensors, through_numpy, numpy_writes, in_threads, printed, early_exit, checked,
     ragged, masked_rows, data_exchanged, normed_in_training, embedded, parameter_given_back,
-    scripted_list, in_a_warm_pool, handed_over, left_in_a_mailbox, applied_to_elements, detached_in_place, swapped,
-    ranked, singular,
+    scripted_list, in_a_warm_pool, handed_over, left_in_a_mailbox, applied_to_elements, written_through_dlpack,
+    detached_in_place, swapped, ranked, singular,
 ]  # fmt: skip
 REASONS = {  # what is refused, and what the provenance says of it
     "raises_and_goes_on": "raised",
@@ -366,6 +372,7 @@ REASONS = {  # what is refused, and what the provenance says of it
     "handed_over": "thread",
     "left_in_a_mailbox": "written to by what is not seen",
     "applied_to_elements": "a Python function is given the elements",
+    "written_through_dlpack": "memory of a tensor leaves PyTorch",
     "swapped": "swapped",
     "ranked": "singular values",
     "singular": "singular values",
