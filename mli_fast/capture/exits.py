@@ -73,8 +73,8 @@ def noted(note: Note, refuse: Refuse, unseen: Refuse) -> Iterator[None]:
         for name in ("apply_", "map_", "map2_"):
             patch(Tensor, name, lambda original: _refusing(original, refuse, "a Python function is given the elements"))
         leaves = "memory of a tensor leaves PyTorch (to_dlpack)"
-        for holder in (torch, dlpack):
-            patch(holder, "to_dlpack", lambda original: _refusing(original, refuse, leaves))
+        for namespace in (torch, dlpack):
+            patch(namespace, "to_dlpack", lambda original: _refusing(original, refuse, leaves))
         for name in _MEMORY:
             patch(Tensor, name, hands_out_memory(name))
         patch(Tensor, "tolist", lambda original: _noting(original, note, "tolist", 0))
