@@ -331,6 +331,17 @@ def written_through_dlpack(net: Net, x: Tensor) -> Tensor:
     return net.out(h)
 
 
+def foreach_after_tanh(net: Net, x: Tensor) -> Tensor:
+    h = torch.tanh(net.stem(x))
+    torch._foreach_mul_([h, x], 0.5)
+    return net.out(h) + x
+
+
+def conditional(net: Net, x: Tensor) -> Tensor:
+    h = net.stem(x)
+    return net.out(torch.cond(h.sum() > 0, lambda t: t * 2, lambda t: t - 1, (h,)))
+
+
 def detached_in_place(net: Net, x: Tensor) -> Tensor:
     x.detach_()
     return net.out(net.stem(x * 1).detach_()) + x
@@ -359,6 +370,7 @@ FORMS: list[Form] = [
     raises_and_goes_on, of_numbers, of_tensors, through_numpy, numpy_writes, in_threads, printed, early_exit, checked,
     ragged, masked_rows, data_exchanged, normed_in_training, embedded, parameter_given_back,
     scripted_list, in_a_warm_pool, handed_over, left_in_a_mailbox, applied_to_elements, written_through_dlpack,
+    foreach_after_tanh, conditional,
     detached_in_place, swapped, ranked, singular,
 ]  # fmt: skip
 REASONS = {  # what is refused, and what the provenance says of it
@@ -373,6 +385,7 @@ REASONS = {  # what is refused, and what the provenance says of it
     "left_in_a_mailbox": "written to by what is not seen",
     "applied_to_elements": "a Python function is given the elements",
     "written_through_dlpack": "memory of a tensor leaves PyTorch",
+    "conditional": "while it is recorded",
     "swapped": "swapped",
     "ranked": "singular values",
     "singular": "singular values",

@@ -10,7 +10,7 @@ from mli_fast.capture.passes import Captured, captured
 from mli_fast.capture.record import Record
 from mli_fast.checkpoints.values import same_bits
 from mli_fast.engine.batches import shapes
-from mli_fast.engine.guard import Noise
+from mli_fast.engine.guard import Noise, first_line, out_of_memory
 from mli_fast.engine.network import Network, Streams
 from mli_fast.engine.points import Points
 from mli_fast.trees import copied, leaves_of
@@ -68,7 +68,13 @@ class Passes:
         self.noise.again()
         versions, streams = self._versions(), Streams()
         try:
-            found = captured(network.run, own, network.own, network.twins)
+            try:
+                found = captured(network.run, own, network.own, network.twins)
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                why = f"a pass raises {type(error).__name__} while it is recorded: {first_line(error)}"
+                found = Captured(None, None, why, twins_seen=True)  # nobody knows: it may have been about to
             if found.twins_seen:
                 network.borrow()
                 network.state.restore()

@@ -34,6 +34,8 @@ def _steps(program: Program, tanh: Node) -> list | None:
     try:
         maker, readers = program.maker, program.readers
         plus_one = readers[tanh.out][0]
+        if plus_one.func not in (aten.add.Tensor, aten.add.Scalar):
+            return None
         last = readers[plus_one.out][0]
         scaled = maker[tanh.args[0].number]
         total = maker[scaled.args[0].number]
@@ -48,7 +50,7 @@ def _steps(program: Program, tanh: Node) -> list | None:
         _times(cubic, 0.044715),
         total.func is aten.add.Tensor and not total.kwargs and total.args[0] == x,
         _times(scaled, math.sqrt(2 / math.pi)),
-        plus_one.func in (aten.add.Tensor, aten.add.Scalar) and not plus_one.kwargs and plus_one.args[1] == 1,
+        not plus_one.kwargs and plus_one.args[1] == 1,
         _times(half, 0.5),
         last.func is aten.mul.Tensor,
         isinstance(x, Ref) and x == power.args[0] == half.args[0],
