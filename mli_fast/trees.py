@@ -14,8 +14,7 @@ from torch import Tensor
 def mapped(f: Callable[[Any], Any], x: Any) -> Any:
     """`x` with f applied to every leaf; containers keep their types."""
     if isinstance(x, (tuple, list)):
-        items = [mapped(f, item) for item in x]
-        return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
+        return _resequenced(x, [mapped(f, item) for item in x])
     if type(x) is dict:
         return {k: mapped(f, v) for k, v in x.items()}
     if isinstance(x, Mapping):
@@ -27,6 +26,20 @@ def mapped(f: Callable[[Any], Any], x: Any) -> Any:
                 object.__setattr__(same, field.name, mapped(f, getattr(x, field.name)))
         return same
     return f(x)
+
+
+def _resequenced(x: Any, items: list[Any]) -> Any:
+    """A list or tuple of the type of x, with its attributes, and with other items."""
+    if type(x) in (list, tuple):
+        return type(x)(items)
+    if isinstance(x, list):
+        same = copy.copy(x)
+        same[:] = items
+        return same
+    same = x._make(items) if hasattr(x, "_make") else type(x)(items)  # `_make` asks no `__new__` of its own
+    if hasattr(x, "__dict__"):
+        same.__dict__.update(x.__dict__)
+    return same
 
 
 def _refilled(x: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
@@ -94,6 +107,9 @@ def same_geometry(tensors: Sequence[Tensor]) -> list[Tensor]:
     for members in groups.values():
         for i, copy_ in zip(members, _same_memory([copies[i] for i in members]), strict=True):
             copies[i] = copy_
+    for tensor, copy_ in zip(tensors, copies, strict=True):
+        if tensor.__dict__:
+            copy_.__dict__.update(tensor.__dict__)
     return copies
 
 

@@ -342,6 +342,18 @@ def conditional(net: Net, x: Tensor) -> Tensor:
     return net.out(torch.cond(h.sum() > 0, lambda t: t * 2, lambda t: t - 1, (h,)))
 
 
+def split_by_name(net: Net, x: Tensor) -> Tensor:
+    parts = torch.ops.aten.tensor_split(x.sum(0), (x[:, 0] > 0).sum().reshape(1))
+    return net.out(net.stem(x)) * (1.0 + len(parts[0]))
+
+
+def packed_by_hand(net: Net, x: Tensor) -> Tensor:
+    first = 2 + (x[0, 0] > 0).long()
+    packed = nn.utils.rnn.PackedSequence(net.stem(x), torch.stack([first, 4 - first]))
+    padded, _ = nn.utils.rnn.pad_packed_sequence(packed)
+    return net.out(padded[0, :1] + padded[1, -1:]) + x
+
+
 def detached_in_place(net: Net, x: Tensor) -> Tensor:
     x.detach_()
     return net.out(net.stem(x * 1).detach_()) + x
@@ -370,7 +382,7 @@ FORMS: list[Form] = [
     raises_and_goes_on, of_numbers, of_tensors, through_numpy, numpy_writes, in_threads, printed, early_exit, checked,
     ragged, masked_rows, data_exchanged, normed_in_training, embedded, parameter_given_back,
     scripted_list, in_a_warm_pool, handed_over, left_in_a_mailbox, applied_to_elements, written_through_dlpack,
-    foreach_after_tanh, conditional,
+    foreach_after_tanh, conditional, split_by_name, packed_by_hand,
     detached_in_place, swapped, ranked, singular,
 ]  # fmt: skip
 REASONS = {  # what is refused, and what the provenance says of it
@@ -386,6 +398,7 @@ REASONS = {  # what is refused, and what the provenance says of it
     "applied_to_elements": "a Python function is given the elements",
     "written_through_dlpack": "memory of a tensor leaves PyTorch",
     "conditional": "while it is recorded",
+    "split_by_name": "called as such",
     "swapped": "swapped",
     "ranked": "singular values",
     "singular": "singular values",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import random
 from typing import Any
 
 import numpy as np
@@ -224,6 +226,21 @@ def test_what_is_computed_of_parameters_once_and_kept_aside_is_an_error(engine: 
     theta_0, theta_T = ends(simple, None)
     with pytest.raises(ValueError, match="fresh copy of the model gives something else"):
         mli_fast.sweep(Cached(simple), theta_0, theta_T, batches(), ALPHAS, progress=False)
+
+
+@pytest.mark.parametrize("source", [itertools.count(1), random.Random(0)], ids=["count", "stream"])
+def test_what_is_drawn_at_few_points_alone_is_an_error(source: Any) -> None:
+    """Where a branch sends a point to plain PyTorch: no record shows what is kept there."""
+
+    def rarely(net: Net, x: Tensor) -> Tensor:
+        if net.out.bias.sum() > 0.5:
+            x = x * (next(source) if isinstance(source, itertools.count) else source.random())
+        return net.out(torch.sigmoid(net.stem(x)))
+
+    theta_0, theta_T = ends(rarely, None)
+    theta_0["out.bias"], theta_T["out.bias"] = torch.zeros(D), torch.ones(D)
+    with forced("planned"), pytest.raises(ValueError, match=r"fresh copy|second time|carries state"):
+        mli_fast.sweep(Net(rarely), theta_0, theta_T, batches(), [0.0, 0.01, 0.02, 0.03, 0.5], progress=False)
 
 
 def test_a_list_of_views_is_no_state_of_its_own(engine: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,3 +106,77 @@ def test_batches_that_share_memory(mode: str, windows_of: Callable[[Tensor, int]
             with torch.no_grad():
                 expected.append(F.cross_entropy(model(*windows_of(memory.clone(), start)), targets).item())
         np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
+
+
+class Listed(list):  # type: ignore[type-arg]
+    """A list that something hangs on."""
+
+    scale = 1.0
+
+
+class Held(dict):  # type: ignore[type-arg]
+    """Likewise a dict."""
+
+    scale = 1.0
+
+
+@dataclasses.dataclass
+class Data:
+    """Likewise a dataclass."""
+
+    x: Tensor
+    scale = 1.0
+
+
+def tagged(x: Tensor) -> Tensor:
+    """Likewise a tensor."""
+    return x.clone()
+
+
+MAKERS: dict[str, Callable[[Tensor], Any]] = {
+    "list": lambda x: Listed([x]), "dict": lambda x: Held(x=x), "dataclass": Data, "tensor": tagged,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("made", MAKERS)
+def test_what_hangs_on_a_batch_beside_its_items_is_seen_by_the_model(made: str) -> None:
+    def forward(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        inputs, targets = batch
+        x = inputs if made == "tensor" else inputs.x if made == "dataclass" else next(iter(_items(inputs)))
+        return model(x) * inputs.scale, targets
+
+    data = []
+    for scale in (1.0, 2.0, 3.0, 1.0):
+        inputs = MAKERS[made](torch.randn(4, 3))
+        inputs.scale = scale
+        data.append((inputs, torch.arange(4) % 2))
+    a, b = nn.Linear(3, 2), nn.Linear(3, 2)
+    options: dict[str, Any] = {"forward": forward, "progress": False, "check": False}
+    with forced("plain"):
+        expected = mli_fast.sweep(a, a, b, data, 3, **options).loss
+    np.testing.assert_allclose(mli_fast.sweep(a, a, b, data, 3, **options).loss, expected, rtol=1e-6)
+    lone = [mli_fast.sweep(a, a, b, [batch], 3, **options).loss for batch in data]
+    np.testing.assert_allclose(np.mean(lone, axis=0), expected, rtol=1e-6)
+
+
+def _items(inputs: Any) -> Any:
+    return inputs.values() if isinstance(inputs, dict) else inputs
+
+
+def test_packed_sequences_are_batches() -> None:
+    data = []
+    for lengths in ([4, 3, 1], [4, 2, 2], [3, 3, 1]):
+        x = torch.randn(3, 4, 5)
+        data.append(
+            (nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), batch_first=True), torch.arange(3) % 2)
+        )
+
+    def forward(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        return model[1](model[0](batch[0])[1][-1]), batch[1]
+
+    a, b = (nn.ModuleList([nn.GRU(5, 4, batch_first=True), nn.Linear(4, 2)]) for _ in range(2))
+    with forced("plain"):
+        expected = mli_fast.sweep(a, a, b, data, 4, forward=forward, progress=False).loss
+    for check in (False, "all"):
+        found = mli_fast.sweep(a, a, b, data, 4, forward=forward, check=check, progress=False)
+        np.testing.assert_allclose(found.loss, expected, rtol=1e-6)

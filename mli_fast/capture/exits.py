@@ -33,8 +33,10 @@ _HANDING_OVER: tuple[tuple[type, str], ...] = (
     (concurrent.futures.ThreadPoolExecutor, "submit"),
     (multiprocessing.pool.Pool, "_check_running"),  # all of its methods ask that first
 )
-_UNSEEN_IN_SCRIPTS = ("prim::tolist", "aten::tensor(", "aten::as_tensor(")
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # with packed sequences they read the batch sizes themselves
+# With packed sequences they read the batch sizes themselves
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pad_packed_sequence")
+_READING = (*_RECURRENT, "tensor_split")  # numbers of tensors, below what is patched
+_UNSEEN_IN_SCRIPTS = ("prim::tolist", "aten::tensor(", "aten::as_tensor(", *(f"aten::{name}(" for name in _READING))
 
 
 @contextlib.contextmanager
@@ -82,8 +84,11 @@ def noted(note: Note, refuse: Refuse, unseen: Refuse) -> Iterator[None]:
             patch(holder, "tensor_split", lambda original: _noting(original, note, "tolist", 1))
         for holder, name in ((torch, "matmul"), (Tensor, "matmul"), (Tensor, "__matmul__"), (Tensor, "__rmatmul__")):
             patch(holder, name, _expanding)
-        for name in _RECURRENT:
-            patch(torch._VF, name, lambda original: _noting(original, note, "tolist", 1))
+        for namespace in (torch, torch._VF):
+            for name in _RECURRENT:
+                patch(namespace, name, lambda original: _noting(original, note, "tolist", 1))
+        for kind in (torch._ops.OpOverload, torch._ops.OpOverloadPacket):
+            patch(kind, "__call__", lambda original: _by_name(original, refuse))
         for name in ("tensor", "as_tensor", "asarray", "scalar_tensor"):
             patch(torch, name, lambda original: _of_python_data(original, refuse))
         patch(
@@ -113,6 +118,17 @@ def _noting(original: Any, note: Note, kind: str, at: int) -> Any:
         return original(*args, **kwargs)
 
     return method
+
+
+def _by_name(original: Any, refuse: Refuse) -> Any:
+    """Operators that are called as such, past the functions that are patched."""
+
+    def call(operator: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if operator.__name__.split(".")[0] in _READING:
+            refuse(f"an operator that reads numbers of tensors is called as such ({operator})")
+        return original(operator, *args, **kwargs)
+
+    return call
 
 
 def _expanding(original: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mli_fast.capture.operators import PLAIN_DATA
-from mli_fast.trees import mapped, tensors_in
+from mli_fast.trees import leaves_of, tensors_in
 
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
 
@@ -128,9 +129,11 @@ def kind(batch: Any) -> Any:
     memory: dict[int, tuple[int, int]] = {}  # storage -> the first tensor in it, and the byte where that starts
     parts: list[Any] = []
 
-    def note(leaf: Any) -> str:
+    def note(leaf: Any) -> None:
         if isinstance(leaf, Tensor):
             plain = type(leaf) in (Tensor, nn.Parameter, nn.Buffer) and leaf.layout is torch.strided
+            if leaf.__dict__:
+                raise Unreadable(f"the batch holds a tensor with attributes ({', '.join(leaf.__dict__)})")
             if not plain or leaf.is_nested or leaf.is_neg() or leaf.is_conj():
                 raise Unreadable(f"the batch holds a {type(leaf).__name__} of layout {leaf.layout}")
             start = int(leaf.storage_offset()) * leaf.itemsize
@@ -140,15 +143,31 @@ def kind(batch: Any) -> Any:
             parts.append((type(leaf).__name__, repr(leaf)))
         else:
             raise Unreadable(f"the batch holds a {type(leaf).__name__}, which cannot be looked into")
+
+    for leaf in leaves_of(batch):
+        note(leaf)
+    return _form(batch), tuple(parts)
+
+
+def _form(x: Any) -> Any:
+    """The containers of a batch, with what hangs on them beside their items."""
+    if isinstance(x, (tuple, list)):
+        items: Any = tuple(_form(item) for item in x)
+    elif isinstance(x, Mapping):
+        items = tuple((key, _form(item)) for key, item in x.items())
+    elif dataclasses.is_dataclass(x):
+        items = tuple((f.name, _form(getattr(x, f.name, None))) for f in dataclasses.fields(x))
+    else:
         return ""
-
-    structure = mapped(note, batch)
-    return _form(structure), tuple(parts)
+    return type(x).__name__, items, tuple(_beside(x))
 
 
-def _form(structure: Any) -> Any:
-    if isinstance(structure, (tuple, list)):
-        return type(structure).__name__, tuple(_form(x) for x in structure)
-    if isinstance(structure, Mapping):
-        return type(structure).__name__, tuple((k, _form(v)) for k, v in structure.items())
-    return type(structure).__name__ if not isinstance(structure, str) else ""
+def _beside(x: Any) -> Iterator[tuple[str, str, str]]:
+    known = {f.name for f in dataclasses.fields(x)} if dataclasses.is_dataclass(x) else set()
+    known |= set(x) if isinstance(x, Mapping) else set()
+    for name, value in getattr(x, "__dict__", {}).items():
+        if name in known or name.startswith("_") or (isinstance(x, Mapping) and isinstance(value, Mapping)):
+            continue  # a mapping that wraps another one
+        if type(value) not in PLAIN_DATA:
+            raise Unreadable(f"the batch holds a {type(x).__name__} with {name!r}, a {type(value).__name__}")
+        yield name, type(value).__name__, repr(value)

@@ -229,6 +229,7 @@ class _Loop:
             for one, score in aside:
                 for p in range(start, stop):
                     self._plain(work, one, score, p)
+                    self._passes.look_aside(work.points, one.batch, p)
         plan.kept.clear()  # batches to come may have the ids of these
         for (one, _, _), scored in zip(members, gathered, strict=True):
             with self._noting(work, one, 0, count - 1, "planned"):
