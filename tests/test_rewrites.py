@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 import mli_fast
 from mli_fast.engine import planner
+from mli_fast.engine.modes import forced
 from mli_fast.evaluation import Evaluation, Job
 from mli_fast.options import Options
 from mli_fast.program import Program
@@ -364,3 +367,37 @@ def test_group_norm_sees_one_layout_whichever_parameters_move() -> None:
         ours = mli_fast.sweep(model, a, b, given, ALPHAS, progress=False)
         for end, loss in ((a, ours.loss[0]), (b, ours.loss[-1])):
             assert mli_fast.sweep(model, end, end, given, [0.5], progress=False).loss == loss
+
+
+@pytest.mark.parametrize("what", ["pixel", "weight", "variance", "infinite pixel"])
+@pytest.mark.parametrize("activation", [F.relu, F.gelu, F.silu, torch.tanh])
+@pytest.mark.parametrize(("channels", "out", "groups"), [(1, 16, 1), (4, 6, 1), (16, 32, 1), (8, 8, 8)])
+def test_nan_stays_nan_through_what_follows_a_convolution(
+    channels: int, out: int, groups: int, activation: Callable[[Tensor], Tensor], what: str
+) -> None:
+    class Of(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(channels, channels, 1)
+            self.conv = nn.Conv2d(channels, out, 3, padding=1, groups=groups)
+            self.norm = nn.BatchNorm2d(out)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return activation(self.norm(self.conv(torch.tanh(self.first(x))))).amax((2, 3))[:, :5]
+
+    torch.manual_seed(0)
+    a, b, model = Of(), Of(), Of()
+    data = [(torch.randn(3, channels, 8, 8), torch.arange(3)) for _ in range(2)]
+    if "pixel" in what:
+        data[1][0][1, 0, 2, 3] = float("nan" if what == "pixel" else "inf")
+    with torch.no_grad():
+        b.norm.running_var[1] = -0.5 if what == "variance" else 2.0
+        b.conv.weight[0, 0, 0, 0] = float("nan") if what == "weight" else 1.0
+    options: dict[str, Any] = {"progress": False, "check": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with forced("plain"):
+            expected = mli_fast.sweep(model, a, b, data, ALPHAS, **options).loss
+        found = mli_fast.sweep(model, a, b, data, ALPHAS, **options)
+    assert "planned" in found.provenance["engine"]
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-5, equal_nan=True)

@@ -150,9 +150,15 @@ def moves_a_buffer(net: Net, x: Tensor) -> Tensor:
     return net.out(x) * net.flags.abs().sum()
 
 
+def keeps_the_largest(net: Net, x: Tensor) -> Tensor:
+    torch.maximum(net.flags, x.abs().amax(), out=net.flags)
+    return net.out(x / net.flags.amax())
+
+
 @pytest.mark.parametrize(
     ("form", "name"),
     [
+        (keeps_the_largest, "flags"),
         (carries_a_tensor, "cache"),
         (counts, "calls"),
         (draws_from_numpy, "random stream"),

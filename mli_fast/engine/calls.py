@@ -230,7 +230,7 @@ class TorchConv:
         assert move is not None
         self._last = list(move.padding), list(move.stride), list(move.dilation), move.groups
         self._activation = product.activation
-        self._fuses = product.activation in ("none", "relu") and product.residual is None and len(product.shape) == 4
+        self._adds_bias = product.residual is None and len(product.shape) == 4
 
     def __call__(
         self, x: Any, residual: Tensor | None, points: int, coefficients: Tensor, scale: Any, shift: Any
@@ -238,11 +238,10 @@ class TorchConv:
         padding, stride, dilation, groups = self._last
         weight = coefficients  # blended beforehand
         bias = None if shift is None else shift[0]
-        if self._fuses:
-            x = channels_last(x)
-            name = self._activation
+        if self._adds_bias:  # its own activations are left alone: its relu(NaN) is 0
             pointwise = torch.ops.mkldnn._convolution_pointwise.default
-            return pointwise(x, weight, bias, padding, stride, dilation, groups, name, [], "")
+            out = pointwise(channels_last(x), weight, bias, padding, stride, dilation, groups, "none", [], "")
+            return _ACTIVATE[self._activation](out)
         out = torch.ops.aten.convolution.default(
             x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
         )

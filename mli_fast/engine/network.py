@@ -41,6 +41,7 @@ class Network:
     Attributes:
         model: the copy.
         memory: name -> its parameters and persistent buffers, for writing.
+        changed_on_purpose: whether anything but values was changed since.
         twins: name -> the caller's own, for a model that reaches them past the copy.
         layouts: (id of an anchor, layout) -> the anchor and a view or copy of it as kernels want it, for all points.
     """
@@ -63,7 +64,8 @@ class Network:
         self.layouts: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
         if dtype is not None:
             self.model.register_forward_pre_hook(lambda _, args, kwargs: _cast((args, kwargs), dtype), with_kwargs=True)
-        self.look_again()
+        self.changed_on_purpose = False
+        self.state = State(self.model, self.own.values())
 
     def fresh(self) -> Network:
         """Another private copy, through which nothing has gone yet."""
@@ -71,6 +73,7 @@ class Network:
 
     def look_again(self) -> None:
         """The model was changed on purpose: this is what passes start from."""
+        self.changed_on_purpose = True
         self.state = State(self.model, self.own.values())
 
     # ---- values

@@ -124,12 +124,15 @@ class Passes:
             self._look_at_another_copy(points, batch, points.count - 1 if p == 0 else 0)
 
     def look_aside(self, points: Points, batch: Any, p: int) -> None:
-        """See that a point which takes another way than its record gives what a fresh copy of the model gives."""
+        """See what a point carries on that goes another way than its record, and what a fresh copy gives there."""
         if self._looks_aside < LOOKS and self._state != PER_BATCH and self.network.device.type == "cpu":
             self._looks_aside += 1
+            self.record(points, batch, p, (batch, p))
             self._look_at_another_copy(points, batch, p)
 
     def _look_at_another_copy(self, points: Points, batch: Any, p: int) -> None:
+        if self.network.changed_on_purpose:
+            return
         found = self.plain(points, batch, p)
         other = Passes(self.network.fresh(), PER_BATCH)
         other.noise = self.noise
@@ -190,7 +193,8 @@ class Passes:
             counted = [n for n, v in now.items() if n in before and (v != before[n]) and n in suspects]
             suspects = suspects or network.state.differing() or ["what the model keeps"]
             self._put_back(versions)
-            carried = bool(counted) or not _equal(self.plain(*given), again) or self._depends(other, given)
+            carried = bool(counted) or not _equal(self.plain(*given), again)
+            carried = carried or self._depends(other, given) or self._depends(given, other)
         if self._earlier is None:
             self._earlier = given, suspects
         elif not carried and (suspects or self._earlier[1]):
@@ -206,20 +210,23 @@ class Passes:
             )
 
     def _depends(self, given: _Given, before: _Given) -> bool:
-        """Whether a pass gives something else where another one came before it."""
+        """Whether a pass gives something else where another one came before it, at another point or at its own."""
         expected = self.plain(*given)
+        at_its_own = before._replace(points=given.points, p=given.p)
+        return any(not _equal(expected, self._after(one, given)) for one in (before, at_its_own))
+
+    def _after(self, before: _Given, given: _Given) -> Any:
+        """What a pass gives after another one, between which there is what a loop does there."""
         self.network.load(before.points, before.p)
         self.noise.again()
         versions = self._versions()
         try:
             self.network.run(copied(before.batch))
             self.network.forget()
-            if (before.points, before.p) == (given.points, given.p):
-                self.network.load(given.points, given.p)
-            else:
+            if before.p != given.p or before.points is not given.points:
                 self.network.load_next(given.points, given.p)
             self.noise.again()
-            return not _equal(expected, self.network.run(copied(given.batch)))
+            return self.network.run(copied(given.batch))
         finally:
             self._put_back(versions)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,7 @@ class SharedPart:
 
         Raises:
             OtherAnswer: the batch takes another way than the record's.
+            ArithmeticError: an infinite input, whose products of two signs would cancel to NaN.
         """
         if self._names:
             self._network.load(self._points, 0, self._names)
@@ -128,7 +130,7 @@ class SharedPart:
             for n in unread:
                 values.pop(n, None)
         found = [values[n] for n in self._wanted]
-        found += [products(values[node.product.first.x.number]) for node, products in self._of_shared]
+        found += [products(_finite(values[node.product.first.x.number])) for node, products in self._of_shared]
         return Shared(found, {n: values[n] for n in self._outputs})
 
     def _needed(self, held: Held | None) -> tuple[list[Node], list[list[int]]]:
@@ -173,3 +175,10 @@ class SharedPart:
         if not node.outs:
             return []
         return [out] if node.single else list(out)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """The input of products that are combined, which has to be finite; on a GPU nobody waits to see."""
+    if x.device.type == "cpu" and not math.isfinite(float(x.sum(dtype=torch.float64))):
+        raise ArithmeticError("an input that all points share is not finite")
+    return x
