@@ -127,11 +127,10 @@ def _same_memory(tensors: Sequence[Tensor]) -> list[Tensor]:
         flat = torch.cat([flat.view(torch.uint8), flat.new_zeros((start - stop) % widest, dtype=torch.uint8)])
     else:
         flat = flat.clone()
-    storage = flat.untyped_storage()
-    return [  # no views: what is given may be detached in place
-        torch.empty(0, dtype=t.dtype, device=t.device).set_(
-            storage, t.storage_offset() - start // t.itemsize, t.shape, t.stride()
-        )
+    return [  # `.data` is no view: what is given may be detached in place
+        (flat.view(t.dtype) if mixed else flat)
+        .as_strided(t.shape, t.stride(), t.storage_offset() - start // t.itemsize)
+        .data
         for t in tensors
     ]
 
