@@ -229,7 +229,9 @@ class Evaluation:
 
     def _planner(self) -> Planner:
         passes = Passes(self.network, self.options.state)
-        return Planner(passes, self.device, self.options.check, self.options.compile is True)
+        own = [self.criterion.function] if isinstance(self.criterion, Custom) else []
+        own += check_metrics(self.options.metrics)[1].values()
+        return Planner(passes, self.device, self.options.check, self.options.compile is True, own)
 
     def described(self, job: Job) -> list[str]:
         """How the first batch would be computed, in lines of text."""

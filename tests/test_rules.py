@@ -410,6 +410,32 @@ REASONS = {  # what is refused, and what the provenance says of it
 }
 
 
+def lengths(net: Net, x: Tensor) -> Tensor:
+    return net.out(net.stem(x)) * torch.LongTensor([int(n) for n in (x > 0).sum(1)])[:, None]
+
+
+def new_of_batch(net: Net, x: Tensor) -> Tensor:
+    return net.out(net.stem(x)) * x.new_tensor([t.sum() for t in x])[:, None]
+
+
+def legacy(net: Net, x: Tensor) -> Tensor:
+    return net.out(net.stem(x)) * torch.Tensor([t.sum() for t in x])[:, None]
+
+
+@pytest.mark.parametrize("alphas", [ALPHAS, [0.3]])
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("form", [lengths, new_of_batch, legacy])
+def test_tensors_made_of_a_batchs_numbers_are_that_batchs(form: Form, grouped: bool, alphas: list[float]) -> None:
+    theta_0, theta_T = ends(form, None)
+    data = batches()
+    options: dict[str, Any] = {"check": False, "progress": False}
+    with forced("plain"):
+        expected = mli_fast.sweep(Net(form), theta_0, theta_T, data, alphas, **options).loss
+    options |= {} if grouped else {"metrics": ("accuracy", "gauss_length")} if len(alphas) > 1 else {}
+    found = mli_fast.sweep(Net(form), theta_0, theta_T, data, alphas, **options)
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("constant", [None, "stem", "f1", "conv"])
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
 def test_programs_are_right_in_every_mode(form: Form, constant: str | None) -> None:

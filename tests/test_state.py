@@ -118,6 +118,29 @@ def test_a_criterion_that_reads_the_callers_model_is_an_error() -> None:
         mli_fast.sweep(model, *two(simple), batches(4), ALPHAS, metrics=metrics, progress=False)
 
 
+@pytest.mark.parametrize("where", ["criterion", "metric"])
+def test_a_criterion_that_reads_what_forward_leaves_behind_is_right(where: str, engine: str) -> None:
+    model, (a, b) = Keeping(simple), two(simple)
+    kept: dict[str, Tensor] = {}
+    model.stem.register_forward_hook(lambda module, args, output: kept.update(h=output))
+
+    def penalised(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, reduction="none") + kept["h"].square().mean()
+
+    data = batches(4, 7, 4)
+    options: dict[str, Any] = {"criterion": penalised} if where == "criterion" else {"metrics": {"own": penalised}}
+    found = mli_fast.sweep(model, a, b, data, ALPHAS, progress=False, **options)
+    expected = []
+    for alpha in ALPHAS:
+        mixed = {k: torch.lerp(v, b.state_dict()[k], alpha) for k, v in a.named_parameters()}
+        model.load_state_dict(mixed, strict=False)
+        with torch.no_grad():
+            expected.append(sum(penalised(model.eval()(x), y).sum().item() for x, y in data) / 15)
+    values = found.loss if where == "criterion" else found["own"]
+    np.testing.assert_allclose(np.asarray(values), expected, rtol=1e-5)
+    assert found.provenance["engine"] == "plain"
+
+
 def test_a_criterion_may_read_what_does_not_move() -> None:
     model, (a, b) = Keeping(simple), two(simple)
     b.f1.load_state_dict(a.f1.state_dict())

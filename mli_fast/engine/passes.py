@@ -113,7 +113,7 @@ class Passes:
             return
         # what is computed while a pass is recorded may differ in its last bits
         again = self.plain(points, batch, p)
-        if not _equal(result, again) and not _equal(again, self.plain(points, batch, p)):
+        if not same_results(result, again) and not same_results(again, self.plain(points, batch, p)):
             raise ValueError(
                 "the same batch at the same point gives something else the second time: the model carries state that "
                 "it does not hold itself (a global, a class attribute, a generator of its own), so that a value would "
@@ -137,7 +137,7 @@ class Passes:
         other = Passes(self.network.fresh(), PER_BATCH)
         other.noise = self.noise
         other.network.check_loading(points)
-        if not _equal(found, other.plain(points, batch, p)):
+        if not same_results(found, other.plain(points, batch, p)):
             raise ValueError(
                 "a fresh copy of the model gives something else: something is counted, or computed of the parameters "
                 "once, and kept where nobody looks (an lru_cache, a global, a generator of its own), so that a value "
@@ -193,7 +193,7 @@ class Passes:
             counted = [n for n, v in now.items() if n in before and (v != before[n]) and n in suspects]
             suspects = suspects or network.state.differing() or ["what the model keeps"]
             self._put_back(versions)
-            carried = bool(counted) or not _equal(self.plain(*given), again)
+            carried = bool(counted) or not same_results(self.plain(*given), again)
             carried = carried or self._depends(other, given) or self._depends(given, other)
         if self._earlier is None:
             self._earlier = given, suspects
@@ -213,7 +213,7 @@ class Passes:
         """Whether a pass gives something else where another one came before it, at another point or at its own."""
         expected = self.plain(*given)
         at_its_own = before._replace(points=given.points, p=given.p)
-        return any(not _equal(expected, self._after(one, given)) for one in (before, at_its_own))
+        return any(not same_results(expected, self._after(one, given)) for one in (before, at_its_own))
 
     def _after(self, before: _Given, given: _Given) -> Any:
         """What a pass gives after another one, between which there is what a loop does there."""
@@ -239,7 +239,8 @@ class _Given(NamedTuple):
     p: int
 
 
-def _equal(a: Any, b: Any) -> bool:
+def same_results(a: Any, b: Any) -> bool:
+    """Whether two results hold the same numbers."""
     ours, theirs = leaves_of(a), leaves_of(b)
     if len(ours) != len(theirs):
         return False

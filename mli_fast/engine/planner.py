@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +16,14 @@ from mli_fast.engine.checking import difference
 from mli_fast.engine.guard import first_line, noting, out_of_memory
 from mli_fast.engine.kernels import Measured
 from mli_fast.engine.modes import PLAIN, PLANNED, REPLAY, mode
-from mli_fast.engine.passes import Passes
+from mli_fast.engine.passes import Passes, same_results
 from mli_fast.engine.plan import Plan
 from mli_fast.engine.points import Points
 from mli_fast.engine.shared import Held, Shared
 from mli_fast.ops.backend import current
 from mli_fast.program import Unfit, same_program
 from mli_fast.rewrites import REWRITES, rewritten
-from mli_fast.trees import bytes_in, tensors_in
+from mli_fast.trees import bytes_in, copied, tensors_in
 
 KINDS = 64  # of batches that are recorded in a sweep; what is recorded never depends on the points
 KEPT_BYTES = 2**26  # of results of a check that are wanted again, of all plans together
@@ -31,10 +32,17 @@ WAYS = 4  # records of one kind of batch, where numbers that leave PyTorch take 
 
 @dataclass
 class Recorded:
-    """A record and the results at the points where it was made."""
+    """A record and the results at the points where it was made.
+
+    Attributes:
+        references: batch, point, the tensors of its result.
+        of: the batch that it was made of, while it holds tensors made from Python data that were not yet compared with
+            another batch's; else None.
+    """
 
     record: Record
-    references: list[tuple[Any, int, list[Tensor]]]  # batch, point, the tensors of its result
+    references: list[tuple[Any, int, list[Tensor]]]
+    of: Any = None
 
 
 @dataclass
@@ -55,6 +63,7 @@ class Planner:
         device: where the work is done.
         check: of the options.
         compile: whether plans are compiled by torch.compile.
+        scoring: the caller's own criterion and metrics.
 
     Attributes:
         reasons: why batches were computed by plain PyTorch, in the order in which that was found.
@@ -65,6 +74,7 @@ class Planner:
     device: torch.device
     check: bool | str
     compile: bool = False
+    scoring: Sequence[Callable[[Any, Any], Any]] = ()
     reasons: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     differing: str | None = None
@@ -130,6 +140,13 @@ class Planner:
                     raise
                 self.aside(error)
                 return Route(None)
+            if recorded.of is not None and recorded.of is not batch:
+                two = self._pass(points, batch, 0)
+                why = two.reason if two.record is None else same_program(recorded.record, two.record)
+                if why is not None:
+                    self._refused[key] = why
+                    return None
+                recorded.of = None
             self._last = None
             way = PLANNED if plan.rewritten else REPLAY
             self.used.add(way)
@@ -150,17 +167,30 @@ class Planner:
         if one.record is None:
             self._refused[key] = one.reason
             return
+        scores = self._scores(one.result)
         if any(isinstance(op.func, Exit) for op in one.record.ops):
             others.append((batch, first))  # another point may take another way: each number that leaves is compared
         for other, p in others:
             two = self._pass(points, other, p)
+            if not same_results(scores, self._scores(one.result)):
+                self.plain_only = "the criterion or a metric reads what a forward pass leaves behind"
+                self._refused[key] = self.plain_only
+                return
             why = two.reason if two.record is None else same_program(one.record, two.record)
             if why is None:
                 references = [(batch, first, list(tensors_in(one.result))), (other, p, list(tensors_in(two.result)))]
-                self._records.setdefault(key, []).append(Recorded(one.record, references))
+                alone = batch if one.record.literals and other is batch else None
+                self._records.setdefault(key, []).append(Recorded(one.record, references, alone))
                 return
         self.passes.look_outside(points, batch, first, one.result)
         self._refused[key] = why or ""
+
+    def _scores(self, result: tuple[Any, Any]) -> list[Tensor]:
+        """What the caller's own criterion and metrics give; nothing where they raise, which is told when they count."""
+        try:
+            return [torch.as_tensor(score(*copied(result))).detach().clone() for score in self.scoring]
+        except Exception:  # noqa: BLE001 - whatever a caller's function raises
+            return []
 
     def _pass(self, points: Points, batch: Any, p: int, look: tuple[Any, int] | None = None) -> Captured:
         with noting(f"in a pass at point {p} of {points.count} that is recorded"):
@@ -248,7 +278,8 @@ class Planner:
             plans = [plan, *(other for other in self._plans.values() if other is not None)]
             plan.keep(ahead, p, result, KEPT_BYTES - sum(bytes_in(r) for other in plans for r in other.kept.values()))
         ours = [*(t[0] for t in tensors_in(result[0])), *tensors_in(result[1])]
-        return difference(ours, plain, exact=not plan.rewritten and not self.compile)
+        in_double = all(d is torch.float64 for d in self.passes.network.dtypes.values() if d.is_floating_point)
+        return difference(ours, plain, exact=not plan.rewritten and not self.compile, in_double=in_double)
 
 
 def _of_kind(batch: Any, key: Any) -> bool:
