@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import mli_fast
 from mli_fast.engine import calls, forced
 from tests.cases import Case, assert_same_points, case
 from tests.data import Batch
@@ -317,3 +319,33 @@ def test_out_of_memory_at_one_point_says_what_it_would_need(under: str, kind: in
     text = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
     assert "batch 0" in text or "batch 1" in text, text
     assert_unchanged(before, snapshot(c))
+
+
+def test_sweeps_in_two_threads_leave_pytorch_as_it_is() -> None:
+    """While a pass is recorded methods are patched; two threads must not put back each other's."""
+
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.05)
+            return self.layer(x)
+
+    owners = [(Tensor, "numpy"), (Tensor, "tolist"), (torch, "tensor"), (torch, "matmul"), (threading.Thread, "start")]
+    before = [getattr(owner, name) for owner, name in owners]
+    data = [(torch.randn(12, 8), torch.arange(12) % 3)]
+    found: list[Any] = []
+
+    def job(wait: float) -> None:
+        time.sleep(wait)
+        found.append(mli_fast.sweep(Slow(), Slow(), Slow(), data, 3, progress=False).loss)
+
+    threads = [threading.Thread(target=job, args=(wait,)) for wait in (0.0, 0.03)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    assert [getattr(owner, name) for owner, name in owners] == before

@@ -366,6 +366,25 @@ def test_a_number_taken_from_an_activation_is_refused() -> None:
         np.testing.assert_allclose(found, right, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda net, h: h / h.detach().abs().max(),
+        lambda net, h: h @ net[1].weight.data.t()[:, :3],
+        lambda net, h: torch.detach(h) * h,
+    ],
+)
+def test_a_detached_value_is_refused(form: Any) -> None:
+    """Its derivative would be left out without a word."""
+
+    def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return model[1](form(model, model[0](batch[0]))), batch[1]
+
+    a, b = (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)) for _ in range(2))
+    with pytest.raises(ValueError, match="slopes along the path: the model takes a detached value"):
+        mli_fast.sweep(a, a, b, [(torch.randn(5, 4), torch.arange(5) % 3)], 3, forward=forward, metrics=("loss_slope",))
+
+
 def test_outputs_that_are_no_one_tensor_slope_as_well(engine: str) -> None:
     """The criterion knows what they are."""
     c = case("mlp")

@@ -22,6 +22,7 @@ from torch.utils import dlpack
 Note = Callable[[Tensor, str], None]  # an exit of that kind
 Refuse = Callable[[str], None]
 
+_ONE_AT_A_TIME = threading.RLock()  # two threads would put back each other's methods
 _MEMORY = ("numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage", "storage", "_typed_storage")
 _NUMBERS = frozenset({int, float, bool, complex})
 # Where another thread, which no mode sees, may be given work: (class, method)
@@ -48,7 +49,7 @@ def noted(note: Note, refuse: Refuse, unseen: Refuse) -> Iterator[None]:
         refuse: gets the reason why nothing is known of what comes back.
         unseen: gets the reason why from now on not all that runs is seen.
     """
-    with contextlib.ExitStack() as stack:
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
 
         def patch(holder: Any, name: str, make: Callable[[Any], Any]) -> None:
             original, own = getattr(holder, name), name in vars(holder)
@@ -58,9 +59,11 @@ def noted(note: Note, refuse: Refuse, unseen: Refuse) -> Iterator[None]:
 
         thread = threading.get_ident()
 
-        def here(unseen: Refuse) -> Refuse:
-            """Other threads, of a loader or a progress bar, do such things all the time."""
-            return lambda why: unseen(why) if threading.get_ident() == thread else None
+        def here(report: Callable[..., None]) -> Callable[..., None]:
+            """Other threads, of a loader, a progress bar or another sweep, do such things all the time."""
+            return lambda *what: report(*what) if threading.get_ident() == thread else None
+
+        note, refuse, unseen = here(note), here(refuse), here(unseen)
 
         def hands_out_memory(name: str) -> Callable[[Any], Any]:
             def make(original: Any) -> Any:
@@ -97,7 +100,7 @@ def noted(note: Note, refuse: Refuse, unseen: Refuse) -> Iterator[None]:
             lambda original: _refusing(original, refuse, "dispatch modes are switched off (a tensor is printed?)"),
         )
         for owner, name in _HANDING_OVER:
-            patch(owner, name, lambda original: _refusing(original, here(unseen), "another thread is given work"))
+            patch(owner, name, lambda original: _refusing(original, unseen, "another thread is given work"))
         for scripted in (torch._C.ScriptFunction, torch._C.ScriptMethod):
             patch(scripted, "__call__", lambda original: _scripted(original, refuse))
         patch(torch.utils, "swap_tensors", lambda original: _refusing(original, refuse, "tensors are swapped"))

@@ -20,7 +20,11 @@ from mli_fast.ops.norm import fold_batch_norm
 from mli_fast.trees import copied
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-_TO_NUMBERS = (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.numpy, Tensor.__array__)
+# What leaves the derivative behind; `.data` is a property
+_LOSING = {
+    **dict.fromkeys((Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.numpy, Tensor.__array__), "a number"),
+    **dict.fromkeys((Tensor.detach, torch.detach, Tensor.data.__get__), "a detached value"),  # type: ignore[attr-defined]
+}
 
 
 class _Differentiable(TorchFunctionMode):
@@ -33,8 +37,11 @@ class _Differentiable(TorchFunctionMode):
         if getattr(func, "__name__", "") in _RECURRENT:
             with torch.backends.mkldnn.flags(enabled=False):
                 return func(*args, **(kwargs or {}))
-        if func in _TO_NUMBERS and fwAD.unpack_dual(args[0]).tangent is not None:
-            raise ValueError("slopes along the path: the model takes a number from an activation, whose slope is lost")
+        if func in _LOSING and fwAD.unpack_dual(args[0]).tangent is not None:
+            raise ValueError(
+                f"slopes along the path: the model takes {_LOSING[func]} from an activation or a parameter, and so loses "
+                "its slope"
+            )
         if func in _FORMULAS:
             result = _FORMULAS[func](*args, **(kwargs or {}))
             if result is not NotImplemented:
