@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import mli_fast
 from mli_fast.engine.modes import MODES, forced
@@ -270,6 +270,25 @@ def test_what_is_drawn_at_few_points_alone_is_an_error(source: Any) -> None:
     theta_0["out.bias"], theta_T["out.bias"] = torch.zeros(D), torch.ones(D)
     with forced("planned"), pytest.raises(ValueError, match=r"fresh copy|second time|carries state"):
         mli_fast.sweep(Net(rarely), theta_0, theta_T, batches(), [0.0, 0.01, 0.02, 0.03, 0.5], progress=False)
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["list", "generator"])
+def test_observers_that_go_on_in_eval_mode_are_an_error(listed: bool, engine: str) -> None:
+    """The same batch again changes nothing, and they have a way of loading of their own."""
+    quantization = pytest.importorskip("torch.ao.quantization")
+
+    class Observed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(D, D), nn.Linear(D, 3)
+            self.quantise = quantization.FakeQuantize(quantization.MovingAverageMinMaxObserver)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.quantise(self.first(x)))
+
+    data = [(x * (1 + i), y) for i, (x, y) in enumerate(batches())]
+    with pytest.raises(ValueError, match="carries state"):
+        mli_fast.sweep(Observed(), Observed(), Observed(), data if listed else iter(data), ALPHAS, progress=False)
 
 
 def test_a_list_of_views_is_no_state_of_its_own(engine: str) -> None:

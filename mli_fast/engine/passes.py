@@ -33,7 +33,7 @@ class Passes:
 
     def __init__(self, network: Network, state: str | None) -> None:
         self.network, self._state, self.noise = network, state, Noise()
-        self._looked_at: set[str] = set()  # sizes of batches
+        self._looked_at: dict[str, Any] = {}  # sizes of batches -> one that waits for another to be looked at with
         self._looks_aside = 0
         self._written = False  # whether passes change parameters where no version tells
         self._earlier: tuple[_Given, list[str]] | None = None  # of another kind, and what it left behind
@@ -94,12 +94,15 @@ class Passes:
         finally:
             self._put_back(versions)
 
-    def look(self, points: Points, batch: Any) -> None:
-        """See what a model reaches and carries on, where its passes are not recorded: once a size of batch."""
+    def look(self, points: Points, batch: Any, following: Any) -> None:
+        """See what a model reaches and carries on, where its passes are not recorded: with two batches of a size."""
         sizes = str(shapes(batch))
         if sizes not in self._looked_at and len(self._looked_at) < LOOKS:
-            self._looked_at.add(sizes)
-            self.record(points, batch, points.count // 2, (batch, 0))
+            self._looked_at[sizes] = batch if following is None else None
+            self.record(points, batch, points.count // 2, (batch if following is None else following, 0))
+        elif self._looked_at.get(sizes) is not None:
+            self.record(points, batch, points.count // 2, (self._looked_at.pop(sizes), 0))
+            self._looked_at[sizes] = None
 
     def look_outside(self, points: Points, batch: Any, p: int, result: Any) -> None:
         """See that a pass that has no record gives the same again; on a GPU that is too much to ask of its kernels.

@@ -102,7 +102,7 @@ class Planner:
                 why = str(unreadable)
         if why is not None:
             with noting("in a pass that is looked at"):
-                self.passes.look(points, batch)
+                self.passes.look(points, batch, following)
             return self._plainly(why)
         found = self._known(points, batch, key, held)
         if found is None and key not in self._refused:

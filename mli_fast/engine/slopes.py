@@ -39,8 +39,8 @@ class _Differentiable(TorchFunctionMode):
                 return func(*args, **(kwargs or {}))
         if func in _LOSING and fwAD.unpack_dual(args[0]).tangent is not None:
             raise ValueError(
-                f"slopes along the path: the model takes {_LOSING[func]} from an activation or a parameter, and so loses "
-                "its slope"
+                f"slopes along the path: the model takes {_LOSING[func]} from an activation or a parameter, and "
+                "loses its slope"
             )
         if func in _FORMULAS:
             result = _FORMULAS[func](*args, **(kwargs or {}))
