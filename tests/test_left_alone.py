@@ -321,6 +321,31 @@ def test_out_of_memory_at_one_point_says_what_it_would_need(under: str, kind: in
     assert_unchanged(before, snapshot(c))
 
 
+@pytest.mark.parametrize("live", ["theta_0", "theta_T", "both"])
+def test_a_model_that_reaches_the_callers_weights_may_be_an_end_itself(live: str) -> None:
+    """What it reaches by a closure gets each point's values; the end keeps its own."""
+
+    class Closed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+            layer = self.layer
+            self.call = lambda x: layer(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.tanh(self.call(x)))
+
+    model, other = Closed(), Closed()
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    data = [(torch.randn(5, 4), torch.arange(5) % 3)]
+    ends = (model if live != "theta_T" else other, model if live != "theta_0" else other)
+    copies = [own if end is model else other.state_dict() for end in ends]
+    expected = mli_fast.sweep(model, *copies, data, 4, progress=False).loss
+    for given in (ends, [end.state_dict() for end in ends]):
+        assert mli_fast.sweep(model, *given, data, 4, progress=False).loss.tolist() == expected.tolist()
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+
+
 def test_sweeps_in_two_threads_leave_pytorch_as_it_is() -> None:
     """While a pass is recorded methods are patched; two threads must not put back each other's."""
 

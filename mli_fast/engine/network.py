@@ -60,6 +60,7 @@ class Network:
         self._writers: dict[tuple[int, tuple[str, ...]], tuple[Points, Writer]] = {}
         self._holds: Any = None  # the points and the names whose constants are in memory
         self._borrowed: dict[str, Tensor] | None = None
+        self._apart: list[Points] = []  # whose anchors have nothing to do with what is borrowed
         self._checked = False
         self.layouts: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
         if dtype is not None:
@@ -79,6 +80,8 @@ class Network:
     # ---- values
     def load(self, points: Points, p: int, names: tuple[str, ...] | None = None) -> None:
         """Write the values of names, or of all, at point p into memory."""
+        if self._borrowed is not None:
+            self._take_apart(points, self._borrowed)
         chosen = tuple(points.names) if names is None else names
         key = (id(points), chosen)
         if key not in self._writers:
@@ -189,8 +192,20 @@ class Network:
     def borrow(self) -> None:
         """The model reaches the caller's own parameters: they get each point's values from now on."""
         if self._borrowed is None:
+            self._apart = []
             self._borrowed = {name: t.detach().clone() for name, t in self.twins.items()}
             self.forget()
+
+    def _take_apart(self, points: Points, borrowed: Mapping[str, Tensor]) -> None:
+        """Anchors that are the caller's own parameters, which are written to now, become the copies of these."""
+        if any(known is points for known in self._apart):
+            return
+        self._apart.append(points)
+        memory = {(t.data_ptr(), t.shape): name for name, t in self.twins.items() if t.layout is torch.strided}
+        for name, group in points.anchors.items():
+            names = [memory.get((a.data_ptr(), a.shape)) if a.layout is torch.strided else None for a in group]
+            points.anchors[name] = tuple(a if n is None else borrowed[n] for a, n in zip(group, names, strict=True))
+        self._writers.clear()
 
     # ---- passes
     def run(self, batch: Any) -> tuple[Any, Any]:
