@@ -140,7 +140,8 @@ class Passes:
         other = Passes(self.network.fresh(), PER_BATCH)
         other.noise = self.noise
         other.network.check_loading(points)
-        if not same_results(found, other.plain(points, batch, p)):
+        # not bit for bit: LAPACK's least squares, say, give other last bits from call to call
+        if not same_results(found, other.plain(points, batch, p), within=1e-6):
             raise ValueError(
                 "a fresh copy of the model gives something else: something is counted, or computed of the parameters "
                 "once, and kept where nobody looks (an lru_cache, a global, a generator of its own), so that a value "
@@ -242,8 +243,8 @@ class _Given(NamedTuple):
     p: int
 
 
-def same_results(a: Any, b: Any) -> bool:
-    """Whether two results hold the same numbers."""
+def same_results(a: Any, b: Any, within: float = 0.0) -> bool:
+    """Whether two results hold the same numbers, or such that differ by no more than this share of the largest."""
     ours, theirs = leaves_of(a), leaves_of(b)
     if len(ours) != len(theirs):
         return False
@@ -253,7 +254,12 @@ def same_results(a: Any, b: Any) -> bool:
         if isinstance(x, torch.Tensor) and (
             not isinstance(y, torch.Tensor)
             or x.shape != y.shape
-            or not torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
+            or not torch.allclose(x, y, rtol=0, atol=_share(y, within), equal_nan=True)
         ):
             return False
     return True
+
+
+def _share(x: torch.Tensor, within: float) -> float:
+    finite = x[x.isfinite()] if within and (x.is_floating_point() or x.is_complex()) else x.flatten()[:0]
+    return within * float(finite.abs().max()) if finite.numel() else 0.0
