@@ -215,7 +215,7 @@ class Evaluation:
             rows = len(pair[0])
             if self.options.batch_norm != "batch":  # else the pair is one batch
                 widest = bytes_per_example(self.network, works[0].points, pair, self.device)
-                rows = rows_per_pass(widest, self.device)
+                rows = rows_per_pass(rows, widest, self.device)
             batches = cut(pair, rows)
         assert batches is not None
         progress = sys.stderr.isatty() if self.options.progress is None else self.options.progress

@@ -46,12 +46,18 @@ def bytes_per_example(
     return widest
 
 
-def rows_per_pass(widest: int | None, device: torch.device) -> int:
-    """As many rows as keep a pass within the limits of the device.
+def rows_per_pass(examples: int, widest: int | None, device: torch.device) -> int:
+    """Rows that keep a pass within the limits of the device; batches of one size where that takes few more of them.
+
+    Batches of another size, such as a shorter last one, are recorded anew.
 
     Args:
+        examples: how many there are.
         widest: what `bytes_per_example` gives.
         device: where the passes run.
     """
     limit = limits(device)
-    return LEAST if widest is None else max(LEAST, min(limit.most_rows, limit.activation_bytes // widest))
+    most = LEAST if widest is None else max(LEAST, min(limit.most_rows, limit.activation_bytes // widest))
+    fewest = max(1, -(-examples // most))
+    even = (examples // count for count in range(fewest, fewest + fewest // 4 + 2) if examples % count == 0)
+    return next(even, most)
