@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,35 +12,17 @@ from torch import Tensor
 
 from mli_fast.capture.record import Ref
 from mli_fast.engine.calls import TORCH
+from mli_fast.engine.last import last_product
 from mli_fast.engine.network import Network
 from mli_fast.engine.points import Points
 from mli_fast.engine.products import Products, scaled
 from mli_fast.engine.shared import Held, Shared, SharedPart
 from mli_fast.engine.together import folds
-from mli_fast.ops.cross_entropy import Unmultiplied, fuses
 from mli_fast.program import IN_PLACE, VIEWS, Node, Program, dependent
 from mli_fast.rewrites.products import Product
 from mli_fast.trees import bytes_in, filled, laid_out, leaves_of, mapped, same_geometry
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class _Last:
-    """A product that a loss may take unmultiplied."""
-
-    nodes: tuple[Node, Node]  # the product and what views its result
-    x: int
-    anchors: list[Tensor]
-    coefficients: int
-    shift: int | None
-    shape: tuple[int, ...]
-
-    def result(self, x: Tensor, given: Pass, is_shared: bool) -> Unmultiplied:
-        shift = None if self.shift is None else given.rows[self.shift]
-        rows = x.expand(given.count, *x.shape) if is_shared else x.reshape(given.count, -1, x.shape[-1])
-        shape = torch.Size((given.count, *self.shape))
-        return Unmultiplied(rows, self.anchors, given.coefficients[self.coefficients], shift, shape)
 
 
 @dataclass
@@ -85,7 +67,7 @@ class Plan:
         self._coefficients: list[Tensor] = []
         self._weights: list[tuple[str, int]] = []  # (name, table of its scale)
         self._products = Products(program, points, network)
-        self._last = self._last_product()
+        self._last = last_product(program, self._products, self._targets_from == 1)
         self._shared_inputs: dict[str, Node] = {}  # what the source calls the products -> the node
         names: list[str] = []
         self._point: Callable[..., list[Tensor]]
@@ -101,32 +83,6 @@ class Plan:
         maker = self.program.maker.get(number)
         is_shared = number not in self.program.name_of and (maker is None or not self._is_per_point(maker))
         return is_shared and product.kernel != TORCH
-
-    def _last_product(self) -> _Last | None:
-        """The product that gives the outputs, if nothing else reads it and a kernel takes it and its loss together.
-
-        As everything that a value's last bits depend on, it is seen from the record: not from which parameters move.
-        """
-        program, out = self.program, self.program.outputs[0] if self._targets_from == 1 else None
-        maker = None if out is None or program.readers[out] else program.maker.get(out)
-        viewed = maker is not None and maker.product is None and maker.stable and maker.func in VIEWS
-        node = program.maker.get(maker.inputs[0]) if viewed else maker  # type: ignore[union-attr]
-        if maker is None or node is None or node.product is None:
-            return None
-        product: Product = node.product
-        bare = (product.residual, product.norm, product.activation, product.before) == (None, None, "none", [])
-        alone = node is maker or (len(program.readers[node.out]) == 1 and node.out not in program.outputs)
-        before = program.maker.get(product.x.number)
-        of_data = before is None or program.depends.isdisjoint(before.ops)
-        if not bare or not alone or product.kind != "linear" or of_data:
-            return None
-        anchors = self._products.anchors(product)
-        like = torch.empty(0, dtype=program.dtype[product.x.number], device=self.network.device)
-        if isinstance(program.record.tree[0], (tuple, list, Mapping)) or not fuses(like, anchors):
-            return None
-        at = self._index(self.points.coefficients(product.weight.name))
-        shape = tuple(program.shape[out])  # type: ignore[index]
-        return _Last((node, maker), product.x.number, anchors, at, self._products.tables.tails(product)[1], shape)
 
     # ---- running
     def shared(self, batch: Sequence[Tensor], held: Held | None = None) -> Shared:
@@ -160,7 +116,8 @@ class Plan:
             if self._last is not None and i == 0:
                 is_shared = self._last.x in shared.outputs
                 x = shared.outputs[self._last.x] if is_shared else next(made)
-                last = self._last.result(x, given, is_shared)
+                coefficients = self.points.coefficients(self._last.weight)[given.start : given.start + given.count]
+                last = self._last.result(x, coefficients, given.rows, is_shared)
                 leaves.append(last if len(last.shape) == multiplied_later + 1 else last.multiplied())
             elif n is None:
                 leaves.append(literal)
