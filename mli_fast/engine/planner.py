@@ -140,13 +140,10 @@ class Planner:
                     raise
                 self.aside(error)
                 return Route(None)
-            if recorded.of is not None and recorded.of is not batch:
-                two = self._pass(points, batch, 0)
-                why = two.reason if two.record is None else same_program(recorded.record, two.record)
-                if why is not None:
-                    self._refused[key] = why
-                    return None
-                recorded.of = None
+            why = self._why_not_of(points, batch, recorded)
+            if why is not None:
+                self._refused[key] = why
+                return None
             self._last = None
             way = PLANNED if plan.rewritten else REPLAY
             self.used.add(way)
@@ -154,6 +151,15 @@ class Planner:
         return None
 
     # ---- recording
+    def _why_not_of(self, points: Points, batch: Any, recorded: Recorded) -> str | None:
+        """Why a record is not this batch's: its tensors of Python data are compared with another batch's once."""
+        if recorded.of is None or recorded.of is batch:
+            return None
+        two = self._pass(points, batch, 0)
+        why = two.reason if two.record is None else same_program(recorded.record, two.record)
+        recorded.of = recorded.of if why else None
+        return why
+
     def _record(self, points: Points, batch: Any, following: Any, key: Any) -> None:
         if len(self._records) >= KINDS or len(self._records.get(key, ())) >= WAYS:
             self._refused[key] = "too many kinds of batches to record each"
