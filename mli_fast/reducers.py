@@ -154,6 +154,7 @@ class Reducer:
         self._class_counts: Tensor | None = None
         self._class_sums: dict[str, Tensor] = {}
         self._late: list[tuple[int, Tensor, Late]] = []  # batch, its numbers
+        self._uneven: list[Tensor] = []  # of each batch whether what counts of it is another part at some points
 
     @property
     def wants_slopes(self) -> bool:
@@ -254,14 +255,18 @@ class Reducer:
                 found[name], of_all.weights[name] = _per_example(values, of_all.examples), of_all.weights["loss"]
         return found
 
-    def add(self, rows: Mapping[str, Tensor], of_all: Values, tangents: Tensor | None = None) -> None:
+    def add(
+        self, rows: Mapping[str, Tensor], of_all: Values, tangents: Tensor | None = None, uneven: Tensor | None = None
+    ) -> None:
         """Take in a batch of which every point has been scored.
 
         Args:
             rows: the batch's values [P, B].
             of_all: the rest, with the class sums, outputs and predictions of all points.
             tangents: d outputs / d alpha [P, B, D], where `wants_slopes`.
+            uneven: whether what counts of the batch is not the same at all points; None: nothing says so.
         """
+        self._uneven += [] if uneven is None else [uneven]
         rows = {**rows, **self._of_functionals(rows, of_all, tangents)}
         of_all.weights[functionals.SLOPE] = of_all.weights["loss"]
         if "loss" in of_all.no_spread:
@@ -286,6 +291,11 @@ class Reducer:
         Raises:
             ValueError: a batch could not be scored.
         """
+        if self._uneven and bool(torch.stack(self._uneven).any()):
+            raise ValueError(
+                "which targets count, or of which class they are, differs from point to point, so that the points' "
+                "means are over different terms: mask losses in a criterion of your own, (outputs, targets) -> [B]"
+            )
         if not self._late:
             return
         looked_at = torch.stack([numbers for _, numbers, _ in self._late]).tolist()
@@ -333,14 +343,38 @@ class Batch:
         self._kept: dict[str, Tensor] = {}  # outputs, predictions, tangents [P, ...], where a functional wants them
         self._last: Values | None = None
         self._late: Late | None = None
+        self._uneven: Tensor | None = None
 
     def put(self, start: int, values: Values) -> None:
-        """Fill in points start, start + 1, ...; `values` may be overwritten afterwards."""
+        """Fill in points start, start + 1, ...; `values` may be overwritten afterwards.
+
+        Raises:
+            ValueError: there are not as many examples as at other points.
+        """
+        if self._last is not None:
+            self._compare(values, self._last)
         kept = {"outputs": values.outputs, "predictions": values.predictions}
         self._fill(self._rows, start, values.rows)
         self._fill(self._class_sums, start, values.class_sums)
         self._fill(self._kept, start, {name: rows for name, rows in kept.items() if rows is not None})
         self._last, self._late = values, values.late or self._late
+
+    def _compare(self, now: Values, before: Values) -> None:
+        """Note, without waiting for it, whether other targets count than at the points before."""
+        if now.examples != before.examples:
+            raise ValueError(
+                f"batch {self.index}: {now.examples} examples at some points and {before.examples} at others, so that "
+                "the points' means are over different examples: return all of them, and mask losses in a criterion of "
+                "your own, (outputs, targets) -> [B]"
+            )
+        for a, b in ((now.counted, before.counted), (now.class_counts, before.class_counts)):
+            if a is b:
+                continue
+            if a is None or b is None or a.shape != b.shape:  # where all count, there is none
+                differs = torch.ones((), dtype=torch.bool, device=now.rows["loss"].device)
+            else:
+                differs = (a != b).any()
+            self._uneven = differs if self._uneven is None else self._uneven | differs
 
     def put_slope(self, p: int, slope: Tensor, tangent: Tensor) -> None:
         """Fill in point p's derivatives along the path: of the losses [B], and of the outputs [B, D]."""
@@ -361,7 +395,7 @@ class Batch:
         of_all = replace(
             self._last, class_sums=self._class_sums, late=self._late, outputs=outputs, predictions=predictions
         )
-        self._reducer.add(self._rows, of_all, tangents)
+        self._reducer.add(self._rows, of_all, tangents, self._uneven)
 
 
 def _by_class(index: Tensor, values: Tensor, classes: int) -> Tensor:

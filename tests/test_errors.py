@@ -243,6 +243,50 @@ def test_targets_that_would_broadcast_are_an_error_with_both_shapes(engine: str,
         c.sweep(3, loader=wrong, criterion=criterion, metrics=())
 
 
+def all_or_one(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """A single example's values must not be taken for all the others'."""
+    outputs = model(batch[0])
+    rows = 1 if outputs[0, 0] > outputs[1, 0] else len(outputs)
+    return outputs[:rows], batch[1][:rows]
+
+
+def ignoring(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Targets that count at some points and not at others."""
+    outputs, targets = model(batch[0]), batch[1].clone()
+    targets[outputs.amax(1) < outputs.amax()] = -100
+    return outputs, targets
+
+
+def by_its_own_labels(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    outputs = model(batch[0])
+    return outputs, outputs.argmax(1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "metrics", "told"),
+    [
+        (all_or_one, (), r"batch \d+: \d examples at some points and \d at others.*criterion"),
+        (ignoring, (), "differs from point to point.*criterion"),
+        (by_its_own_labels, ("class_loss",), "differs from point to point.*criterion"),
+    ],
+)
+def test_points_that_are_scored_on_other_examples_are_refused(
+    engine: str, forward: Any, metrics: tuple[str, ...], told: str
+) -> None:
+    torch.manual_seed(0)
+    a, b = (nn.Linear(6, 4) for _ in range(2))
+    data = [(torch.randn(7, 6), torch.arange(7) % 4) for _ in range(3)]
+    with pytest.raises(ValueError, match=f"(?s){told}"):
+        mli_fast.sweep(a, a, b, data, 9, forward=forward, metrics=metrics, progress=False)
+
+
+def test_labels_of_a_points_own_are_scored(engine: str) -> None:
+    torch.manual_seed(0)
+    a, b = (nn.Linear(6, 4) for _ in range(2))
+    data = [(torch.randn(7, 6), torch.arange(7) % 4) for _ in range(3)]
+    assert mli_fast.sweep(a, a, b, data, 9, forward=by_its_own_labels, progress=False).accuracy.tolist() == [1.0] * 9
+
+
 def test_a_batch_that_is_no_pair_is_an_error_that_points_to_forward() -> None:
     c = case("mlp")
     wrong = [*c.batches[:2], torch.randn(3, 6)]

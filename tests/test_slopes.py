@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -354,6 +355,25 @@ def test_what_has_no_forward_mode_says_so(engine: str, name: str) -> None:
     assert any("batch 0" in note and "alpha 0" in note for note in caught.value.__notes__)
 
 
+def in_inference_mode(model: nn.Module, h: Tensor) -> Tensor:
+    with torch.inference_mode():
+        h = torch.tanh(h)
+    return model[1](h)
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [(lambda model, h: copy.deepcopy(model[1])(h), "forward-mode derivatives"), (in_inference_mode, "inference mode")],
+)
+def test_what_a_transform_cannot_be_put_through_says_so(form: Any, told: str) -> None:
+    a, b = (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)) for _ in range(2))
+    data = [(torch.randn(5, 4), torch.arange(5) % 3)]
+    with pytest.raises(ValueError, match=f"slopes along the path.*{told}"):
+        mli_fast.sweep(
+            a, a, b, data, 3, forward=lambda m, d: (form(m, m[0](d[0])), d[1]), metrics=("loss_slope",), progress=False
+        )
+
+
 def test_a_number_taken_from_an_activation_is_refused() -> None:
     """Its derivative would be left out without a word."""
     c = case("item")
@@ -372,6 +392,10 @@ def test_a_number_taken_from_an_activation_is_refused() -> None:
         lambda net, h: h / h.detach().abs().max(),
         lambda net, h: h @ net[1].weight.data.t()[:, :3],
         lambda net, h: torch.detach(h) * h,
+        lambda net, h: h * torch.tensor([h[0, 0], h[1, 1], h[2, 2]]),
+        lambda net, h: h * torch.tensor(data=h[0, 0]),
+        lambda net, h: h * torch.as_tensor([h[0, 0]]),
+        lambda net, h: h * h.new_tensor([h[0, 0]]),
     ],
 )
 def test_a_detached_value_is_refused(form: Any) -> None:
@@ -381,7 +405,7 @@ def test_a_detached_value_is_refused(form: Any) -> None:
         return model[1](form(model, model[0](batch[0]))), batch[1]
 
     a, b = (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)) for _ in range(2))
-    with pytest.raises(ValueError, match="slopes along the path: the model takes a detached value"):
+    with pytest.raises(ValueError, match=r"slopes along the path: the model takes a (detached value|number)"):
         mli_fast.sweep(a, a, b, [(torch.randn(5, 4), torch.arange(5) % 3)], 3, forward=forward, metrics=("loss_slope",))
 
 

@@ -17,7 +17,7 @@ from mli_fast.engine.guard import first_line
 from mli_fast.engine.network import Network
 from mli_fast.engine.points import Points
 from mli_fast.ops.norm import fold_batch_norm
-from mli_fast.trees import copied
+from mli_fast.trees import copied, tensors_in
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 # What leaves the derivative behind; `.data` is a property
@@ -25,6 +25,7 @@ _LOSING = {
     **dict.fromkeys((Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.numpy, Tensor.__array__), "a number"),
     **dict.fromkeys((Tensor.detach, torch.detach, Tensor.data.__get__), "a detached value"),  # type: ignore[attr-defined]
 }
+_OF_NUMBERS = {torch.tensor: 0, torch.as_tensor: 0, torch.asarray: 0, Tensor.new_tensor: 1}  # where their data is
 
 
 class _Differentiable(TorchFunctionMode):
@@ -37,16 +38,30 @@ class _Differentiable(TorchFunctionMode):
         if getattr(func, "__name__", "") in _RECURRENT:
             with torch.backends.mkldnn.flags(enabled=False):
                 return func(*args, **(kwargs or {}))
-        if func in _LOSING and fwAD.unpack_dual(args[0]).tangent is not None:
-            raise ValueError(
-                f"slopes along the path: the model takes {_LOSING[func]} from an activation or a parameter, and "
-                "loses its slope"
-            )
+        if func in _LOSING and _has_slope(args[0]):
+            raise _lost(f"takes {_LOSING[func]} from an activation or a parameter")
+        if func in _OF_NUMBERS:
+            data = args[_OF_NUMBERS[func]] if len(args) > _OF_NUMBERS[func] else (kwargs or {}).get("data")
+            is_kept = isinstance(data, Tensor) and func in (torch.as_tensor, torch.asarray)
+            if not is_kept and any(map(_has_slope, tensors_in(data))):
+                raise _lost("takes a number from an activation or a parameter")
+        if not torch._C._is_fwd_grad_enabled():
+            with torch.inference_mode(False), fwAD._set_fwd_grad_enabled(True):
+                if any(map(_has_slope, tensors_in((args, kwargs)))):
+                    raise _lost("computes in inference mode")
         if func in _FORMULAS:
             result = _FORMULAS[func](*args, **(kwargs or {}))
             if result is not NotImplemented:
                 return result
         return func(*args, **(kwargs or {}))
+
+
+def _has_slope(tensor: Tensor) -> bool:
+    return fwAD.unpack_dual(tensor).tangent is not None
+
+
+def _lost(how: str) -> ValueError:
+    return ValueError(f"slopes along the path: the model {how}, and loses its slope")
 
 
 def _batch_norm(
@@ -90,6 +105,9 @@ _FORMULAS: dict[Any, Callable[..., Any]] = {
     torch.batch_norm_update_stats: _moments,
 }
 
+# In PyTorch's own errors: no derivative, or what its tensors cannot be put through (copy.deepcopy, inference mode)
+_UNDERIVED = ("forward AD", "forward grad", "functorch transform", "TensorWrapper", "inference tensor")
+
 
 class Slopes:
     """d loss / d alpha and d outputs / d alpha of each example.
@@ -128,7 +146,7 @@ class Slopes:
                 along = {name: directions[name] for name in moving}
                 slope, tangent = torch.func.jvp(losses_and_outputs, (moving,), (along,))[1]
         except (NotImplementedError, RuntimeError) as error:
-            if "forward AD" not in str(error) and "forward grad" not in str(error):
+            if not any(words in str(error) for words in _UNDERIVED):
                 raise
             raise ValueError(
                 "slopes along the path need forward-mode derivatives, and PyTorch has none for something in this model "
