@@ -96,7 +96,7 @@ def normalising_by(model: nn.Module, visit: Visit) -> Iterator[None]:
     """Within the block every batch norm of `model` normalises its input by what `visit` says of it.
 
     Args:
-        model: one whose state nobody else sees, in eval mode, with values that `functional_call` puts in and takes out.
+        model: one whose state is private, in eval mode, with values that `functional_call` puts in and takes out.
         visit: (name, module, input [B, C, ...]) -> mean and variance [C].
     """
 

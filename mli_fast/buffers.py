@@ -17,7 +17,7 @@ _pool: ContextVar[Pool | None] = ContextVar("mli_fast_buffers", default=None)
 
 
 class Pool:
-    """Storages by size; one is free again when no tensor looks at it any more.
+    """Storages by size; one is free again when no tensor refers to it.
 
     Args:
         budget: the most bytes that it holds.
@@ -31,7 +31,7 @@ class Pool:
         self._budget, self.held = budget, 0
 
     def storage(self, size: int) -> torch.UntypedStorage:
-        """A storage of `size` bytes that nobody uses."""
+        """A storage of `size` bytes that is free."""
         for storage in self._storages.get(size, ()):
             if _free(storage):
                 return storage
@@ -44,7 +44,7 @@ class Pool:
         return fresh
 
     def _evict(self) -> None:
-        """Give up what nobody uses."""
+        """Evict what is free."""
         used = {size: [s for s in known if not _free(s)] for size, known in self._storages.items()}
         self._storages = {size: known for size, known in used.items() if known}
         self.held = sum(size * len(known) for size, known in self._storages.items())

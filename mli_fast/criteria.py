@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mli_fast.ops import points
+from mli_fast.ops import memory
 from mli_fast.ops.cross_entropy import IGNORED, Unmultiplied, cross_entropy
 from mli_fast.trees import copied, mapped
 
@@ -40,16 +40,16 @@ class Scored:
 
     @property
     def counted(self) -> Tensor | None:
-        """Which terms count, None if all do; on a GPU nobody looks, so there it is never None."""
+        """Which terms count, None if all do; never None on a GPU, where asking would synchronise."""
         if self.targets is None or len(self.targets) == 0:
             return None
         counted = self.targets != IGNORED
-        return counted if points.asynchronous(counted) or not bool(counted.all()) else None
+        return counted if memory.asynchronous(counted) or not bool(counted.all()) else None
 
 
 @dataclass(frozen=True)
 class Late:
-    """A check of values on a GPU, which nobody waits for: looked at when all batches are through."""
+    """A check of values on a GPU, read when all batches are through: earlier it would synchronise."""
 
     numbers: Tensor  # [3] float64: whether it failed (0 or 1), the least and the greatest value seen
     error: Callable[[int, float, float], Exception]  # of the batch's number and the values seen
@@ -57,7 +57,7 @@ class Late:
 
 def _unless(failed: Tensor, values: Tensor, error: Callable[[int, float, float], Exception], batch: int) -> Late | None:
     """Raise the error if the check of `values` failed; on a GPU, later."""
-    if points.asynchronous(failed) and values.numel():
+    if memory.asynchronous(failed) and values.numel():
         return Late(torch.stack([failed.double(), values.min().double(), values.max().double()]), error)
     if bool(failed):
         raise error(batch, float(values.min()), float(values.max()))
@@ -146,7 +146,7 @@ class CrossEntropy(Criterion):
         """Outputs [A, B, *terms, C] against targets [B, *terms]."""
         examples, classes = outputs.shape[1], outputs.shape[-1]
         flat = targets.reshape(-1).long()
-        if points.asynchronous(flat):  # a class out of range is reported later; until then it must not be an index
+        if memory.asynchronous(flat):  # a class out of range is reported later; until then it must not be an index
             flat = flat.where((flat >= 0) & (flat < classes), IGNORED)
         rows = outputs.reshape(len(outputs), -1, classes) if isinstance(outputs, Tensor) else outputs
         losses, predictions = self._losses(rows, flat)

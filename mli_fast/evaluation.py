@@ -1,4 +1,4 @@
-"""What all verbs do: anchors and points made, the engine run over the data, the results gathered."""
+"""What all API functions do: anchors and points made, the engine run over the data, the results gathered."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Job:
 
 
 class Evaluation:
-    """One call of a verb: a network, its data and the options; use it as a context.
+    """One call of an API function: a network, its data and the options; use it as a context.
 
     Within the context random states, device and arithmetic are those of the work; afterwards they are the caller's.
 
@@ -185,7 +185,7 @@ class Evaluation:
             self._batches = list(self._batches)
 
     def refuse_functionals(self, where: str) -> None:
-        """Raise where points come in rounds, so that what looks at all of a line's points at once cannot.
+        """Raise where points come in rounds, so that what needs all of a line's points at once cannot run.
 
         Raises:
             ValueError: a metric is one of these.
@@ -193,16 +193,16 @@ class Evaluation:
         for name in check_metrics(self.options.metrics)[0]:
             if name in functionals.NAMES and name != functionals.SLOPE:
                 raise ValueError(
-                    f"metric {name!r} looks at all points of a line at once, and {where} finds them in rounds; sweep "
+                    f"metric {name!r} needs all points of a line at once, and {where} finds them in rounds; sweep "
                     "the result's alphas again for it"
                 )
 
-    def run(self, jobs: Sequence[Job], alike: bool = False) -> list[xr.Dataset]:
+    def run(self, jobs: Sequence[Job], share_cache: bool = False) -> list[xr.Dataset]:
         """The results of jobs, with the dimension "alpha" for paths of one axis and "point" for others.
 
         Args:
             jobs: what is to be evaluated, in one pass over the data.
-            alike: the jobs have anchors in common.
+            share_cache: the jobs have anchors in common.
 
         Raises:
             ValueError: checkpoints, data or options that do not fit.
@@ -220,7 +220,7 @@ class Evaluation:
         assert batches is not None
         progress = sys.stderr.isatty() if self.options.progress is None else self.options.progress
         planner = self._planner()
-        evaluate_all(works, planner, batches, progress, alike)
+        evaluate_all(works, planner, batches, progress, share_cache)
         anchors = [[_named(s) for s in job.path.anchors] for job in jobs]
         self._ran: dict[str, Any] = {"anchors": anchors, "rows_per_pass": rows}
         self._ran |= _how_it_ran(works, planner, self._choice.used) | _of_checkpoints(list(self._gathered.values()))

@@ -235,5 +235,5 @@ class Functionals:
         return {name: rows if self.of_line(name) else rows[back] for name, rows in found.items()}
 
     def cka(self) -> NDArray[np.float64] | None:
-        """The similarities [P], in the points' own order; None where nobody asked."""
+        """The similarities [P], in the points' own order; None where it was not asked for."""
         return None if self._cka is None else self._cka.value()[self._back.numpy()]

@@ -1,4 +1,4 @@
-"""The verbs over many lines: several runs, or one group of parameters after the other, in one pass over the data."""
+"""The API functions over many lines: several runs, or one parameter group after another, in one pass over data."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def layerwise(
         moving = _moving(found, cumulative)
         held = 0 if others == "start" else 1
         jobs = [Job(line, points, names, held) for names in moving]
-        datasets = evaluation.run(jobs, alike=True)
+        datasets = evaluation.run(jobs, share_cache=True)
     return _joined(
         "group", list(found), datasets, evaluation, path="layer-wise line", others=others, cumulative=cumulative
     )

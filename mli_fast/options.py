@@ -1,4 +1,4 @@
-"""The options that every verb takes, checked before anything is computed."""
+"""The options that every API function takes, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class Options:
         """Where the work is done.
 
         Raises:
-            TypeError: the model is none.
-            ValueError: no such device, or one that has not the precision asked for.
+            TypeError: the model is not an nn.Module.
+            ValueError: no such device, or one without the precision asked for.
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, the architecture, got {type(model).__name__}")

@@ -211,7 +211,7 @@ class Program:
         return readers[0] if readers[0].inputs.count(node.out) == 1 else None
 
     def remove_unread(self) -> None:
-        """Take out operators without effect whose results nobody reads."""
+        """Take out operators without effect whose results have no reader."""
         for node in reversed(self.nodes.copy()):
             seen = any(n is not None and (self.readers[n] or n in self.outputs) for n in node.outs)
             only_checks = all(n is None for n in node.outs)  # an error that it may raise is what it is for

@@ -286,7 +286,7 @@ class Reducer:
         self.batches += 1
 
     def finish(self) -> None:
-        """All batches are in: look at what nobody waited for.
+        """All batches are in: read the checks that were put off.
 
         Raises:
             ValueError: a batch could not be scored.

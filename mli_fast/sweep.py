@@ -1,4 +1,4 @@
-"""The verbs over one path: sweep a line, evaluate any path at any points, a surface over a plane."""
+"""The API functions over one path: sweep a line, evaluate any path at any points, a surface over a plane."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def surface(
         Over dimensions `x` and `y`, the first and the second axis; `.plot()` draws contours.
 
     Raises:
-        ValueError: a path that has not two axes; else as `sweep`.
+        ValueError: a path that does not have two axes; else as `sweep`.
         TypeError: as `sweep`.
 
     Example:

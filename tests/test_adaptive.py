@@ -145,7 +145,7 @@ def test_a_sweep_finds_its_alphas_reading_a_generator_once() -> None:
 
 def test_what_adaptive_alphas_cannot_do_is_said() -> None:
     c = case("mlp")
-    with pytest.raises(ValueError, match=r"'gauss_length' looks at all points"):
+    with pytest.raises(ValueError, match=r"'gauss_length' needs all points"):
         c.sweep("adaptive", metrics=("gauss_length",))
     with pytest.raises(ValueError, match=r"expected 'adaptive'"):
         c.sweep("adaptiv")

@@ -105,10 +105,10 @@ def test_results_of_checks_are_kept_within_one_bound(monkeypatch: pytest.MonkeyP
     def watched(plan: Plan, *given: Any) -> None:
         plans.append(plan)
         keep(plan, *given)
-        held.append(sum(bytes_in(r) for p in {id(p): p for p in plans}.values() for r in p.kept.values()))
+        held.append(sum(bytes_in(r) for p in {id(p): p for p in plans}.values() for r in p.cached.values()))
 
     monkeypatch.setattr(Plan, "keep", watched)
-    monkeypatch.setattr(planner, "KEPT_BYTES", room)
+    monkeypatch.setattr(planner, "CACHED_BYTES", room)
     torch.manual_seed(0)
     models = [nn.Sequential(nn.Linear(4, 6), nn.Softmax(1), nn.Linear(6, 3)) for _ in range(3)]
     data = [(torch.randn(n, 4), torch.arange(n) % 3) for n in range(2, 9)]

@@ -97,7 +97,7 @@ def test_the_logarithm_in_three_dimensions_keeps_the_values_on_the_axis() -> Non
         pytest.param({"trajectory": [1.0, 2.0]}, r"trajectory: expected points \[T, 2\].*shape \(2,\)", id="flat"),
         pytest.param({"trajectory": np.zeros((0, 2))}, r"at least one, got shape \(0, 2\)", id="empty"),
         pytest.param({"trajectory": np.zeros((4, 3))}, r"shape \(4, 3\)", id="three-columns"),
-        pytest.param({"variable": "count"}, r"'count' of shape \(\) has not one value for each point", id="variable"),
+        pytest.param({"variable": "count"}, r"'count' of shape \(\) does not have one value per point", id="variable"),
         pytest.param({"log": True, "loss": 0.0}, "log=True needs positive values, 12 of 12 are not", id="log-of-zero"),
         pytest.param({"size": 1}, r"at least 2 x 2 points, got shape \(1, 3\)", id="a-row"),
     ],

@@ -135,7 +135,7 @@ def _by_name(original: Any, refuse: Refuse) -> Any:
 
 
 def _expanding(original: Any) -> Any:
-    """A batched product by a single matrix as PyTorch does it where nobody records: under a mode it folds the batch."""
+    """A batched product by a single matrix as outside a recording: under a mode PyTorch folds the batch."""
 
     def product(a: Any, b: Any, **kwargs: Any) -> Any:
         if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() == b.dim() == 3 and len(a) != len(b):

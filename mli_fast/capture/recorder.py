@@ -65,7 +65,7 @@ class Recorder(TorchDispatchMode):
         """Record nothing from here on; the first reason is kept."""
         if self.refused is None:
             self.refused = why
-            self._numbers = {}  # a tensor that somebody refers to weakly cannot be swapped
+            self._numbers = {}  # a tensor with weak references cannot be swapped
 
     def unseen(self, why: str) -> None:
         """Not all that runs comes by here: it may reach a twin."""
@@ -111,7 +111,7 @@ class Recorder(TorchDispatchMode):
         self._versions.append((None if is_view or tensor.is_inference() else tensor._version, len(record.ops)))
         return number
 
-    def _look_at_version(self, tensor: Tensor, number: int) -> None:
+    def _check_version(self, tensor: Tensor, number: int) -> None:
         """Refuse if a tensor was written to, and no operator that came by here did it: another thread, say."""
         if tensor.is_inference():
             return
@@ -137,7 +137,7 @@ class Recorder(TorchDispatchMode):
                 or geometry.stride != tensor.stride()
             ):
                 raise _Refusal("a tensor's memory was exchanged (.data = ...)")
-            self._look_at_version(tensor, number)
+            self._check_version(tensor, number)
             return number
         if type(tensor) not in _TENSORS:
             raise _Refusal(f"a tensor of type {type(tensor).__name__}")
@@ -145,7 +145,7 @@ class Recorder(TorchDispatchMode):
         if key in self._twins:
             self.twins_seen = True
             raise _Refusal(f"the model reaches the caller's own {self._twins[key]!r}")
-        if key in self._first:  # a view that was made before the pass, or where nobody saw it
+        if key in self._first:  # a view that was made before the pass, or unseen
             return self._view(tensor, self._first[key])
         if _is_young(tensor):
             raise _Refusal("a tensor that no operator made")
@@ -158,11 +158,11 @@ class Recorder(TorchDispatchMode):
             return False
         return _storage_of(tensor)._cdata not in self._first
 
-    def _look_for_twins(self, args: Any) -> None:
+    def _find_twins(self, args: Any) -> None:
         """The one question that has to be answered in a refused pass as well."""
         for a in args:
             if type(a) in (list, tuple):
-                self._look_for_twins(a)
+                self._find_twins(a)
             elif type(a) in _TENSORS and a.layout is torch.strided and _storage_of(a)._cdata in self._twins:
                 self.twins_seen = True
 
@@ -184,7 +184,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.refused is not None:
-            self._look_for_twins(args)
+            self._find_twins(args)
             return func(*args, **kwargs)
         try:
             known = operator(func)

@@ -56,7 +56,7 @@ def _read_file(place: Path, given: str) -> Any:
 def _read_safetensors(place: Path, given: str) -> dict[str, Tensor]:
     try:
         with safe_open(place, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is not a mapping)
     except SafetensorError as error:
         raise ValueError(f"{given}: not a complete safetensors file (truncated or corrupt): {error}") from error
 

@@ -46,7 +46,7 @@ def load_state(source: Source, label: str = "checkpoint") -> dict[str, Tensor]:
     if isinstance(source, nn.Module | Mapping):
         return _flat(source, label)
     raise TypeError(
-        f"{label}: a {type(source).__name__} is no checkpoint; pass a module, a state dict, or the path of a .pt, "
+        f"{label}: a {type(source).__name__} is not a checkpoint; pass a module, a state dict, or the path of a .pt, "
         ".pth, .ckpt, .bin or .safetensors file or of a folder of shards"
     )
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mli_fast.cli import arguments, options, text
+from mli_fast.cli import arguments, parameters, text
 from mli_fast.plot import check_plot_target, save_plot
 from mli_fast.result import load
 from mli_fast.storage import check_target
@@ -59,7 +59,7 @@ def _root(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="FOLDER")] = Path("demo-output"),
     quick: Annotated[bool, typer.Option("--quick", help="One epoch and 5 alphas: only to see that it works.")] = False,
-    debug: options.Debug = False,
+    debug: parameters.Debug = False,
 ) -> None:
     """Train three small networks on handwritten digits, sweep each from its start to its end, and plot the curves.
 
@@ -73,25 +73,25 @@ def demo(
 
 @app.command(epilog=_EXAMPLE, short_help="Evaluate a network between two checkpoints.")
 def sweep(
-    model: options.Model,
-    theta_0: options.Theta0,
-    theta_t: options.ThetaT,
-    data: options.Data,
-    alphas: options.Alphas = "50",
-    criterion: options.Criterion = "cross_entropy",
-    metric: options.Metric = ["accuracy"],  # noqa: B006  typer copies it
-    batch_norm: options.BatchNorm = "interpolate",
-    calibration: options.Calibration = None,
-    schedule: options.Schedule = [],  # noqa: B006  typer copies it
-    precision: options.Precision = None,
-    backend: options.Backend = "auto",
-    chunk: options.Chunk = "auto",
-    device: options.Device = None,
-    out: options.Out = [],  # noqa: B006  typer copies it
-    plot: options.Plot = None,
-    tol: options.Tol = None,
-    progress: options.Progress = None,
-    debug: options.Debug = False,
+    model: parameters.Model,
+    theta_0: parameters.Theta0,
+    theta_t: parameters.ThetaT,
+    data: parameters.Data,
+    alphas: parameters.Alphas = "50",
+    criterion: parameters.Criterion = "cross_entropy",
+    metric: parameters.Metric = ["accuracy"],  # noqa: B006  typer copies it
+    batch_norm: parameters.BatchNorm = "interpolate",
+    calibration: parameters.Calibration = None,
+    schedule: parameters.Schedule = [],  # noqa: B006  typer copies it
+    precision: parameters.Precision = None,
+    backend: parameters.Backend = "auto",
+    chunk: parameters.Chunk = "auto",
+    device: parameters.Device = None,
+    out: parameters.Out = [],  # noqa: B006  typer copies it
+    plot: parameters.Plot = None,
+    tol: parameters.Tol = None,
+    progress: parameters.Progress = None,
+    debug: parameters.Debug = False,
 ) -> None:
     """Evaluate a network at points (1 - alpha) theta_0 + alpha theta_T on the line between two checkpoints."""
     with text.errors_as_lines(debug):
@@ -136,8 +136,8 @@ def sweep(
 @app.command(short_help="Print a saved result.")
 def show(
     curve: Annotated[Path, typer.Argument(help="A result: .nc, .json or .csv.", metavar="FILE")],
-    plot: options.Plot = None,
-    debug: options.Debug = False,
+    plot: parameters.Plot = None,
+    debug: parameters.Debug = False,
 ) -> None:
     """Print a saved result: how it was made, every point with its standard error, and min Delta."""
     with text.errors_as_lines(debug):
@@ -152,7 +152,7 @@ def show(
 
 
 @app.command(short_help="Print versions, the machine and the backends.")
-def info(debug: options.Debug = False) -> None:
+def info(debug: parameters.Debug = False) -> None:
     """Print versions, the machine, and which backends work here or why they do not."""
     with text.errors_as_lines(debug):
         import torch

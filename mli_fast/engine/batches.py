@@ -117,7 +117,7 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
 
 
 class Unreadable(Exception):
-    """A batch that holds something that nobody can look into."""
+    """A batch that holds something that cannot be looked into."""
 
 
 def kind(batch: Any) -> Any:

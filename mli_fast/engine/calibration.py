@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mli_fast.batch_norm import Moments, names_of, normalising_by, running_statistics, sees_batches, updating
 from mli_fast.engine.batches import examples
-from mli_fast.engine.guard import Noise, noting, random_state_kept
+from mli_fast.engine.guard import RngSnapshot, noting, random_state_kept
 from mli_fast.engine.network import Network
 from mli_fast.engine.points import Points
 from mli_fast.trees import copied, mapped, tensors_in
@@ -32,12 +32,12 @@ class Forwards:
     """
 
     def __init__(self, network: Network, points: Points) -> None:
-        self.network, self.points, self._noise = network, points, Noise()
+        self.network, self.points, self._rng = network, points, RngSnapshot()
 
     @contextlib.contextmanager
     def at(self, p: int) -> Iterator[None]:
         """Within the block the network is at point p; what changes in it is put back. Each draws the same noise."""
-        self._noise.again()
+        self._rng.restore()
         self.network.load(self.points, p)
         try:
             yield

@@ -21,11 +21,11 @@ from mli_fast.ops.conv import by_winograd, conv
 from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.linear import linear
 from mli_fast.ops.linear.chain import Layer, chain
-from mli_fast.ops.points import channels_last
+from mli_fast.ops.memory import channels_last
 from mli_fast.rewrites.products import Product
 
 Shape = tuple[int, ...]
-TORCH = "torch"  # the kernel's name: PyTorch's convolution with what follows folded in
+TORCH = "torch"  # the kernel's name: PyTorch's convolution with the epilogue folded in
 COMBINED = "combined"  # PyTorch's convolution with each anchor, once a batch, and their combination at the points
 
 
@@ -53,7 +53,7 @@ def _contiguous(tensor: Tensor) -> Tensor:
 
 
 class _Native:
-    """What the compiled CPU calls have in common: rows and columns of one point's result, and what follows."""
+    """What the compiled CPU calls have in common: rows and columns of one point's result, and the epilogue."""
 
     def __init__(self, product: Product, anchors: Sequence[Tensor], columns: int) -> None:
         self._module = require()

@@ -14,16 +14,16 @@ import torch
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
     """Put PyTorch's, NumPy's and Python's global random states back at the end."""
-    states = Noise(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    states = RngSnapshot(), np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         yield
     finally:
-        states[0].again()
+        states[0].restore()
         np.random.set_state(states[1])  # noqa: NPY002
         random.setstate(states[2])
 
 
-class Noise:
+class RngSnapshot:
     """PyTorch's random states as they are now, on the CPU and on the current GPU."""
 
     def __init__(self) -> None:
@@ -32,11 +32,11 @@ class Noise:
 
     def unchanged(self) -> bool:
         """Whether nothing was drawn since."""
-        now = Noise()
+        now = RngSnapshot()
         same_gpu = self._gpu is None or now._gpu is None or torch.equal(self._gpu, now._gpu)
         return same_gpu and torch.equal(self._cpu, now._cpu)
 
-    def again(self) -> None:
+    def restore(self) -> None:
         """Put them back: what is drawn next is what was drawn next then."""
         torch.set_rng_state(self._cpu)
         if self._gpu is not None:

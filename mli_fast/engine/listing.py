@@ -81,7 +81,7 @@ def _why(program: Program, node: Node) -> str:
     if not any(len(program.shape[n]) > 1 and part(program, Ref(n)) is not None for n in factors):
         return " (no factor is a parameter or a part of one)"
     if program.layout_seen and node.func is aten.convolution.default:
-        return " (the model looks at how values lie in memory)"
+        return " (the model reads strides)"
     return " (no kernel was measured to win on it)"
 
 

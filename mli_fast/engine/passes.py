@@ -10,14 +10,14 @@ from mli_fast.capture.passes import Captured, captured
 from mli_fast.capture.record import Record
 from mli_fast.checkpoints.values import same_bits
 from mli_fast.engine.batches import shapes
-from mli_fast.engine.guard import Noise, first_line, out_of_memory
+from mli_fast.engine.guard import RngSnapshot, first_line, out_of_memory
 from mli_fast.engine.network import Network, Streams
 from mli_fast.engine.points import Points
 from mli_fast.trees import copied, leaves_of
 
 PER_BATCH = "per-batch"
 LAST_BITS = 1e-6  # of the largest number of a result
-LOOKS = 8  # at batches whose passes are not recorded
+CHECKS = 8  # at batches whose passes are not recorded
 STATES = (None, PER_BATCH)
 
 
@@ -29,20 +29,20 @@ class Passes:
         state: None, or "per-batch" where each batch may start from the model as it was given.
 
     Attributes:
-        noise: the random state that every pass over the batch at hand starts from.
+        rng: the random state that every pass over the batch at hand starts from.
     """
 
     def __init__(self, network: Network, state: str | None) -> None:
-        self.network, self._state, self.noise = network, state, Noise()
-        self._looked_at: dict[str, Any] = {}  # sizes of batches -> one that waits for another to be looked at with
-        self._looks_aside = 0
+        self.network, self._state, self.rng = network, state, RngSnapshot()
+        self._checked: dict[str, Any] = {}  # sizes of batches -> one that waits for another to be looked at with
+        self._asides = 0
         self._written = False  # whether passes change parameters where no version tells
         self._earlier: tuple[_Given, list[str]] | None = None  # of another kind, and what it left behind
 
     def plain(self, points: Points, batch: Any, p: int) -> Any:
         """(outputs, targets) at point p."""
         self.network.load(points, p)
-        self.noise.again()
+        self.rng.restore()
         return self._run(batch)
 
     def _run(self, batch: Any) -> Any:
@@ -67,7 +67,7 @@ class Passes:
         """
         network, own = self.network, copied(batch)
         network.load(points, p)
-        self.noise.again()
+        self.rng.restore()
         versions, streams = self._versions(), Streams()
         try:
             try:
@@ -76,42 +76,42 @@ class Passes:
                 if out_of_memory(error):
                     raise
                 why = f"a pass raises {type(error).__name__} while it is recorded: {first_line(error)}"
-                found = Captured(None, None, why, twins_seen=True)  # nobody knows: it may have been about to
+                found = Captured(None, None, why, twins_seen=True)  # unknown: it may have been about to
             if found.twins_seen:
                 network.borrow()
                 network.state.restore()
                 network.load(points, p)
-                self.noise.again()
+                self.rng.restore()
                 found = Captured(network.run(copied(batch)), None, found.reason, True)
             if other is not None and self._state != PER_BATCH:
                 written = self._changed(points, p, found.record)
                 self._written |= bool(written)
                 given = _Given(points, batch, p), _Given(points, *other)
-                self._look_at_state(*given, written, versions, streams)
+                self._check_carried(*given, written, versions, streams)
                 if found.record is None:
                     self._put_back(versions)
-                    self.look_outside(points, batch, p, found.result)
+                    self.check_repeatable(points, batch, p, found.result)
             return found
         finally:
             self._put_back(versions)
 
-    def look(self, points: Points, batch: Any, following: Any) -> None:
-        """See what a model reaches and carries on, where its passes are not recorded: with two batches of a size."""
+    def check_state(self, points: Points, batch: Any, following: Any) -> None:
+        """Check what a model reaches and carries over where its passes are not recorded: with two batches of a size."""
         sizes = str(shapes(batch))
-        if sizes not in self._looked_at and len(self._looked_at) < LOOKS:
-            self._looked_at[sizes] = batch if following is None else None
+        if sizes not in self._checked and len(self._checked) < CHECKS:
+            self._checked[sizes] = batch if following is None else None
             self.record(points, batch, points.count // 2, (batch if following is None else following, 0))
-        elif self._looked_at.get(sizes) is not None:
-            self.record(points, batch, points.count // 2, (self._looked_at.pop(sizes), 0))
-            self._looked_at[sizes] = None
+        elif self._checked.get(sizes) is not None:
+            self.record(points, batch, points.count // 2, (self._checked.pop(sizes), 0))
+            self._checked[sizes] = None
 
-    def look_outside(self, points: Points, batch: Any, p: int, result: Any) -> None:
-        """See that a pass that has no record gives the same again; on a GPU that is too much to ask of its kernels.
+    def check_repeatable(self, points: Points, batch: Any, p: int, result: Any) -> None:
+        """Check that a pass without a record is repeatable, and equal to a fresh copy's at another point.
 
-        And that at another point it gives what a copy of the model gives that has not seen this one.
+        On the CPU: a GPU's kernels need not be repeatable.
 
         Raises:
-            ValueError: it does not: something is kept where nobody looks.
+            ValueError: it does not: something is cached out of reach.
         """
         if self._state == PER_BATCH or self.network.device.type != "cpu":
             return
@@ -125,26 +125,26 @@ class Passes:
                 "risk"
             )
         if points.count > 1:
-            self._look_at_another_copy(points, batch, points.count - 1 if p == 0 else 0)
+            self._check_fresh_copy(points, batch, points.count - 1 if p == 0 else 0)
 
-    def look_aside(self, points: Points, batch: Any, p: int) -> None:
-        """See what a point carries on that goes another way than its record, and what a fresh copy gives there."""
-        if self._looks_aside < LOOKS and self._state != PER_BATCH and self.network.device.type == "cpu":
-            self._looks_aside += 1
+    def check_aside(self, points: Points, batch: Any, p: int) -> None:
+        """The same checks at a point that goes another way than its record."""
+        if self._asides < CHECKS and self._state != PER_BATCH and self.network.device.type == "cpu":
+            self._asides += 1
             self.record(points, batch, p, (batch, p))
-            self._look_at_another_copy(points, batch, p)
+            self._check_fresh_copy(points, batch, p)
 
-    def _look_at_another_copy(self, points: Points, batch: Any, p: int) -> None:
+    def _check_fresh_copy(self, points: Points, batch: Any, p: int) -> None:
         if self.network.changed_on_purpose:
             return
         found = self.plain(points, batch, p)
         other = Passes(self.network.fresh(), PER_BATCH)
-        other.noise = self.noise
+        other.rng = self.rng
         other.network.check_loading(points)
         if not same_results(found, other.plain(points, batch, p), LAST_BITS):
             raise ValueError(
                 "a fresh copy of the model gives something else: something is counted, or computed of the parameters "
-                "once, and kept where nobody looks (an lru_cache, a global, a generator of its own), so that a value "
+                "once, and cached out of reach (an lru_cache, a global, a generator of its own), so that a value "
                 "would depend on the points and batches before it; do it in forward, or pass state='per-batch' at your "
                 "own risk"
             )
@@ -170,7 +170,7 @@ class Passes:
             return []
         return [n for n, v in values.items() if v.layout is torch.strided and not same_bits(memory[n], v)]
 
-    def _look_at_state(
+    def _check_carried(
         self, given: _Given, other: _Given, written: list[str], versions: list[int], streams: Streams
     ) -> None:
         """Where a pass changed something, another one has to give the same all the same.
@@ -191,7 +191,7 @@ class Passes:
         carried = False
         if left:
             before = network.state.numbers()
-            self.noise.again()
+            self.rng.restore()
             again = network.run(copied(given.batch))
             now = network.state.numbers()
             counted = [n for n, v in now.items() if n in before and (v != before[n]) and n in suspects]
@@ -222,14 +222,14 @@ class Passes:
     def _after(self, before: _Given, given: _Given) -> Any:
         """What a pass gives after another one, between which there is what a loop does there."""
         self.network.load(before.points, before.p)
-        self.noise.again()
+        self.rng.restore()
         versions = self._versions()
         try:
             self.network.run(copied(before.batch))
             self.network.forget()
             if before.p != given.p or before.points is not given.points:
                 self.network.load_next(given.points, given.p)
-            self.noise.again()
+            self.rng.restore()
             return self.network.run(copied(given.batch))
         finally:
             self._put_back(versions)

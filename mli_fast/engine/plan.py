@@ -16,7 +16,7 @@ from mli_fast.engine.last import last_product
 from mli_fast.engine.network import Network
 from mli_fast.engine.points import Points
 from mli_fast.engine.products import Products, scaled
-from mli_fast.engine.shared import Held, Shared, SharedPart
+from mli_fast.engine.shared import Shared, SharedCache, SharedPart
 from mli_fast.engine.together import folds
 from mli_fast.program import IN_PLACE, VIEWS, Node, Program, dependent
 from mli_fast.rewrites.products import Product
@@ -47,7 +47,7 @@ class Plan:
     Attributes:
         most: the most points that a pass takes; 1 unless points may be taken together.
         targets_shared: whether the targets are the same at all points.
-        kept: (id of a batch at hand, point) -> its result.
+        cached: (id of a batch at hand, point) -> its result.
         source: the function's Python source.
     """
 
@@ -62,7 +62,7 @@ class Plan:
         self.targets_shared = all(n not in made for n in program.outputs[self._targets_from :])
         if not self.targets_shared or any(n in program.name_of for n in program.outputs if n is not None):
             self.together, self.most = False, 1  # targets have no points in front, and a parameter has one point's
-        self.kept: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self.cached: dict[tuple[int, int], tuple[Any, Any]] = {}
         self._scope: dict[str, Any] = {"torch": torch, "same_geometry": same_geometry, "laid_out": laid_out}
         self._coefficients: list[Tensor] = []
         self._weights: list[tuple[str, int]] = []  # (name, table of its scale)
@@ -85,9 +85,9 @@ class Plan:
         return is_shared and product.kernel != TORCH
 
     # ---- running
-    def shared(self, batch: Sequence[Tensor], held: Held | None = None) -> Shared:
+    def shared(self, batch: Sequence[Tensor], cache: SharedCache | None = None) -> Shared:
         """What all points of a batch share; see `SharedPart`."""
-        return self._shared(batch, held)
+        return self._shared(batch, cache)
 
     def prepare(self, start: int, stop: int) -> Pass:
         """What a pass over points start..stop-1 needs whatever the batch; overwritten by the next call."""
@@ -130,10 +130,10 @@ class Plan:
                 leaves.append(out.reshape(given.count, *self.program.shape[n]) if self.together else out[None])
         return filled(outputs, leaves[: self._targets_from]), filled(targets, leaves[self._targets_from :])
 
-    def keep(self, batch: Any, p: int, result: tuple[Any, Any], room: int) -> None:
-        """Keep a result of at most `room` bytes until the batch is evaluated, where points are taken one by one."""
+    def cache(self, batch: Any, p: int, result: tuple[Any, Any], room: int) -> None:
+        """Cache a result of at most `room` bytes until the batch is evaluated, where points are taken one by one."""
         if self.most == 1 and self._last is None and bytes_in(result) <= room:
-            self.kept[id(batch), p] = mapped(lambda x: x.clone() if isinstance(x, Tensor) else x, result)
+            self.cached[id(batch), p] = mapped(lambda x: x.clone() if isinstance(x, Tensor) else x, result)
 
     def compile(self) -> None:
         """Run the function through torch.compile."""

@@ -19,14 +19,14 @@ from mli_fast.engine.modes import PLAIN, PLANNED, REPLAY, mode
 from mli_fast.engine.passes import Passes, same_results
 from mli_fast.engine.plan import Plan
 from mli_fast.engine.points import Points
-from mli_fast.engine.shared import Held, Shared
+from mli_fast.engine.shared import Shared, SharedCache
 from mli_fast.ops.backend import current
 from mli_fast.program import Unfit, same_program
 from mli_fast.rewrites import REWRITES, rewritten
 from mli_fast.trees import bytes_in, copied, tensors_in
 
 KINDS = 64  # of batches that are recorded in a sweep; what is recorded never depends on the points
-KEPT_BYTES = 2**26  # of results of a check that are wanted again, of all plans together
+CACHED_BYTES = 2**26  # of a check's results that the sweep needs too, of all plans together
 WAYS = 4  # records of one kind of batch, where numbers that leave PyTorch take it different ways
 
 
@@ -84,14 +84,14 @@ class Planner:
     plain_only: str | None = None
     _last: tuple[Plan, Any, Shared] | None = None
 
-    def route(self, points: Points, batch: Any, following: Any, held: Held | None) -> Route:
+    def route(self, points: Points, batch: Any, following: Any, cache: SharedCache | None) -> Route:
         """How this batch is computed.
 
         Args:
             points: those of a work.
             batch: on the device.
             following: another batch that is at hand, None if there is none.
-            held: what other works computed of the batch.
+            cache: what other works computed of the batch.
         """
         self.passes.network.check_loading(points)
         why = self._why_plain()
@@ -102,12 +102,12 @@ class Planner:
                 why = str(unreadable)
         if why is not None:
             with noting("in a pass that is looked at"):
-                self.passes.look(points, batch, following)
+                self.passes.check_state(points, batch, following)
             return self._plainly(why)
-        found = self._known(points, batch, key, held)
+        found = self._known(points, batch, key, cache)
         if found is None and key not in self._refused:
             self._record(points, batch, following, key)
-            found = self._known(points, batch, key, held)
+            found = self._known(points, batch, key, cache)
         return self._plainly(self._refused.get(key, "a batch that takes yet another way")) if found is None else found
 
     def _why_plain(self) -> str | None:
@@ -124,7 +124,7 @@ class Planner:
         self.used.add(PLAIN)
         return Route(None)
 
-    def _known(self, points: Points, batch: Any, key: Any, held: Held | None) -> Route | None:
+    def _known(self, points: Points, batch: Any, key: Any, cache: SharedCache | None) -> Route | None:
         """By the first record whose numbers the batch gives too."""
         for recorded in self._records.get(key, ()):
             plan = self._plan(points, recorded)
@@ -132,7 +132,7 @@ class Planner:
                 self._refused.setdefault(key, next(reversed(self.reasons), "no plan"))
                 return None
             try:
-                shared = self._shared(plan, batch) if held is None else plan.shared(list(tensors_in(batch)), held)
+                shared = self._shared(plan, batch) if cache is None else plan.shared(list(tensors_in(batch)), cache)
             except OtherAnswer:
                 continue
             except Exception as error:  # the batch's own, which plain PyTorch raises too, or the plan's
@@ -169,7 +169,7 @@ class Planner:
         others = [(batch, second)]
         if following is not None and _of_kind(following, key):
             others.insert(0, (following, second))
-        one = self._pass(points, batch, first, look=others[0])
+        one = self._pass(points, batch, first, other=others[0])
         if one.record is None:
             self._refused[key] = one.reason
             return
@@ -188,7 +188,7 @@ class Planner:
                 alone = batch if one.record.literals and other is batch else None
                 self._records.setdefault(key, []).append(Recorded(one.record, references, alone))
                 return
-        self.passes.look_outside(points, batch, first, one.result)
+        self.passes.check_repeatable(points, batch, first, one.result)
         self._refused[key] = why or ""
 
     def _scores(self, result: tuple[Any, Any]) -> list[Tensor]:
@@ -198,9 +198,9 @@ class Planner:
         except Exception:  # noqa: BLE001 - whatever a caller's function raises
             return []
 
-    def _pass(self, points: Points, batch: Any, p: int, look: tuple[Any, int] | None = None) -> Captured:
+    def _pass(self, points: Points, batch: Any, p: int, other: tuple[Any, int] | None = None) -> Captured:
         with noting(f"in a pass at point {p} of {points.count} that is recorded"):
-            return self.passes.record(points, batch, p, look)
+            return self.passes.record(points, batch, p, other)
 
     # ---- planning
     def _plan(self, points: Points, recorded: Recorded) -> Plan | None:
@@ -264,7 +264,7 @@ class Planner:
         self.reasons[f"at some points {why}"] = None
 
     def _shared(self, plan: Plan, batch: Any) -> Shared:
-        """What a batch's points share; that of the last batch is kept while its plan is made."""
+        """What a batch's points share; that of the last batch is cached while its plan is made."""
         if self._last is None or self._last[0] is not plan or self._last[1] is not batch:
             self._last = plan, batch, plan.shared(list(tensors_in(batch)))
         return self._last[2]
@@ -277,12 +277,13 @@ class Planner:
             shared: what the batch's points share.
             p: the point.
             plain: the tensors of PyTorch's result.
-            ahead: the batch, if the plan's result is wanted again; else None.
+            ahead: the batch, if the sweep needs the plan's result too; else None.
         """
         result = plan.result(plan.prepare(p, p + 1), shared)
         if ahead is not None:
             plans = [plan, *(other for other in self._plans.values() if other is not None)]
-            plan.keep(ahead, p, result, KEPT_BYTES - sum(bytes_in(r) for other in plans for r in other.kept.values()))
+            taken = sum(bytes_in(r) for other in plans for r in other.cached.values())
+            plan.cache(ahead, p, result, CACHED_BYTES - taken)
         ours = [*(t[0] for t in tensors_in(result[0])), *tensors_in(result[1])]
         in_double = all(d is torch.float64 for d in self.passes.network.dtypes.values() if d.is_floating_point)
         return difference(ours, plain, exact=not plan.rewritten and not self.compile, in_double=in_double)

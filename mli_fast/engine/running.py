@@ -16,19 +16,19 @@ from tqdm import tqdm
 from mli_fast.engine.batches import shapes
 from mli_fast.engine.feeding import fed
 from mli_fast.engine.gathering import Gathered
-from mli_fast.engine.guard import Noise, noting, out_of_memory
+from mli_fast.engine.guard import RngSnapshot, noting, out_of_memory
 from mli_fast.engine.limits import limits
 from mli_fast.engine.plan import Pass, Plan
 from mli_fast.engine.planner import Planner, Route
 from mli_fast.engine.points import Points
-from mli_fast.engine.shared import Held
+from mli_fast.engine.shared import SharedCache
 from mli_fast.engine.slopes import Slopes
-from mli_fast.ops.points import is_aligned
+from mli_fast.ops.memory import is_aligned
 from mli_fast.reducers import Batch, Reducer
 from mli_fast.trees import bytes_in, copied, mapped, tensors_in
 
 CHECKING = 0.03  # the share of the time that comparisons with plain PyTorch may take
-HELD = 4  # activations of a pass that one work leaves to the next, where works are alike
+CACHED = 4  # activations of a pass that one work leaves to the next, where works share a cache
 
 
 @dataclass
@@ -63,11 +63,13 @@ class _One:
 
     index: int
     batch: Any
-    noise: Noise | None  # what passes over it draw from; None: where the first pass over the batch before it ends
-    held: Held | None
+    rng: RngSnapshot | None  # what passes over it draw from; None: where the first pass over the batch before it ends
+    cache: SharedCache | None
 
 
-def evaluate_all(works: Sequence[Work], planner: Planner, batches: Iterable[Any], progress: bool, alike: bool) -> None:
+def evaluate_all(
+    works: Sequence[Work], planner: Planner, batches: Iterable[Any], progress: bool, share_cache: bool
+) -> None:
     """Evaluate every batch at every point of every work.
 
     Args:
@@ -75,21 +77,20 @@ def evaluate_all(works: Sequence[Work], planner: Planner, batches: Iterable[Any]
         planner: how batches are computed.
         batches: read once; again from the start where a plan turns out to differ from plain PyTorch.
         progress: whether a bar is shown.
-        alike: the works have values in common, so what one of them finds to be the same at all its points may be at
-            the others' too.
+        share_cache: the works have values in common: what all points of one share is cached for the others.
 
     Raises:
         ValueError: no batches, or one that cannot be scored.
         RuntimeError: a plan differs from plain PyTorch, and the batches cannot be read again.
         Exception: what the model, the loader or a metric raises, with a note of the batch and the points.
     """
-    again = not isinstance(batches, Iterator)
-    loop = _Loop(works, planner, alike)
+    rereadable = not isinstance(batches, Iterator)
+    loop = _Loop(works, planner, share_cache)
     try:
         loop.run(batches, progress)
     except Differs as found:
         seen = str(found)
-        if not again:
+        if not rereadable:
             raise RuntimeError(
                 f"{seen}; the data is a generator and cannot be read again for plain PyTorch's values: pass a loader "
                 "that can, or check=False at your own risk"
@@ -98,23 +99,23 @@ def evaluate_all(works: Sequence[Work], planner: Planner, batches: Iterable[Any]
         planner.plain_only = seen
         for work in works:
             work.reducer.reset()
-        _Loop(works, planner, alike).run(batches, progress)
+        _Loop(works, planner, share_cache).run(batches, progress)
 
 
 class _Loop:
-    def __init__(self, works: Sequence[Work], planner: Planner, alike: bool) -> None:
-        self._works, self._planner, self._alike = works, planner, alike
+    def __init__(self, works: Sequence[Work], planner: Planner, share_cache: bool) -> None:
+        self._works, self._planner, self._share_cache = works, planner, share_cache
         self._passes, self._device = planner.passes, planner.device
         self._started, self._checking, self._turn = time.perf_counter(), 0.0, 0
         self._budget = limits(self._device).group_bytes
-        self._alone = alike or any(work.reducer.keeps_outputs for work in works)
+        self._alone = share_cache or any(work.reducer.keeps_outputs for work in works)
 
     def run(self, batches: Iterable[Any], progress: bool) -> None:
         length = _length(batches)
         # tqdm starts a thread of its own even where it shows nothing
         with tqdm(total=length, unit=" batches", desc="mli_fast") if progress else nullcontext() as bar:
-            kept = isinstance(batches, (list, tuple)) or self._device.type == "cuda"
-            for group in self._groups(fed(_noted(batches), self._device), kept):
+            is_stable = isinstance(batches, (list, tuple)) or self._device.type == "cuda"
+            for group in self._groups(fed(_noted(batches), self._device), is_stable):
                 for work in self._works:
                     self._group(work, group)
                 if bar is not None:
@@ -127,21 +128,21 @@ class _Loop:
                 raise ValueError("the loader is empty: there is nothing to evaluate")
             work.reducer.finish()
 
-    def _groups(self, batches: Iterable[Any], kept: bool) -> Iterator[list[_One]]:
+    def _groups(self, batches: Iterable[Any], is_stable: bool) -> Iterator[list[_One]]:
         """Batches that are evaluated together, so that a point's weights are blended once for all of them.
 
         Args:
             batches: on the device.
-            kept: nobody writes to a batch when the next one is asked for, as a loader with memory of its own may.
+            is_stable: a batch is not written to when the next one is asked for, as by a loader that reuses its memory.
         """
         group: list[_One] = []
         size = 0
         for index, batch in enumerate(batches):
-            held = Held(HELD * limits(self._device).activation_bytes) if self._alike else None
+            cache = SharedCache(CACHED * limits(self._device).activation_bytes) if self._share_cache else None
             # the vendor's products round differently where memory starts otherwise
-            if not kept or not all(map(is_aligned, tensors_in(batch))):
+            if not is_stable or not all(map(is_aligned, tensors_in(batch))):
                 batch = copied(batch)
-            group.append(_One(index, batch, None, held))
+            group.append(_One(index, batch, None, cache))
             size += 4 * bytes_in(batch)  # what its points share is of that order
             if size >= self._budget or self._alone:
                 yield group
@@ -171,8 +172,8 @@ class _Loop:
     def _evaluate(self, work: Work, group: list[_One]) -> None:
         scores = [Batch(work.reducer, one.index) for one in group]
         work.passes = 1
-        if group[0].noise is None:
-            group[0].noise = Noise()
+        if group[0].rng is None:
+            group[0].rng = RngSnapshot()
         routes = self._routes(work, group)
         for plan in {id(r.plan): r.plan for r in routes}.values():
             members = [i for i, route in enumerate(routes) if route.plan is plan]
@@ -193,10 +194,10 @@ class _Loop:
         routes = []
         for i, one in enumerate(group):
             following = group[(i + 1) % len(group)].batch if len(group) > 1 else None
-            self._passes.noise = one.noise or self._passes.noise
+            self._passes.rng = one.rng or self._passes.rng
             now = time.perf_counter()
             with noting(f"in batch {one.index}, while it was planned"):
-                routes.append(self._planner.route(work.points, one.batch, following, one.held))
+                routes.append(self._planner.route(work.points, one.batch, following, one.cache))
             self._checking += time.perf_counter() - now  # plans are compared when they are made
             if self._planner.differing is not None and self._planner.plain_only is None:
                 raise Differs(f"batch {one.index}: the plan differs from plain PyTorch ({self._planner.differing})")
@@ -215,7 +216,7 @@ class _Loop:
                 with self._noting(work, one, start, stop - 1, "planned"):
                     assert route.shared is not None
                     try:
-                        found = plan.kept.pop((id(one.batch), start), None) if size == 1 else None
+                        found = plan.cached.pop((id(one.batch), start), None) if size == 1 else None
                         if found is None:
                             given = given or plan.prepare(start, stop)
                             found = plan.result(given, route.shared, work.reducer.multiplies)
@@ -229,16 +230,16 @@ class _Loop:
             for one, score in aside:
                 for p in range(start, stop):
                     self._plain(work, one, score, p)
-                    self._passes.look_aside(work.points, one.batch, p)
-        plan.kept.clear()  # batches to come may have the ids of these
+                    self._passes.check_aside(work.points, one.batch, p)
+        plan.cached.clear()  # batches to come may have the ids of these
         for (one, _, _), scored in zip(members, gathered, strict=True):
             with self._noting(work, one, 0, count - 1, "planned"):
                 scored.flush()
 
     def _plain(self, work: Work, one: _One, score: Batch, p: int) -> None:
-        if one.noise is None:
-            one.noise = Noise()
-        self._passes.noise = one.noise
+        if one.rng is None:
+            one.rng = RngSnapshot()
+        self._passes.rng = one.rng
         with self._noting(work, one, p, p, "plain"):
             outputs, targets = self._passes.plain(work.points, one.batch, p)
             outputs = mapped(lambda x: x[None] if isinstance(x, torch.Tensor) else x, outputs)
@@ -246,7 +247,7 @@ class _Loop:
 
     def _add_slopes(self, work: Work, slopes: Slopes, one: _One, score: Batch) -> None:
         for p in range(work.points.count):
-            (one.noise or self._passes.noise).again()
+            (one.rng or self._passes.rng).restore()
             with noting(f"in batch {one.index}, the slope at point {p} of {work.points.count} ({work.called(p)})"):
                 score.put_slope(p, *slopes.at(one.batch, p))
 
@@ -273,7 +274,7 @@ class _Loop:
                 if not every and self._checking > CHECKING * (now - self._started):
                     return
                 self._turn += 7
-                self._passes.noise = one.noise or self._passes.noise
+                self._passes.rng = one.rng or self._passes.rng
                 plain = list(tensors_in(self._passes.plain(work.points, one.batch, p)))
                 try:
                     why = self._planner.differs(route.plan, route.shared, p, plain)
@@ -293,7 +294,7 @@ def _evenly(points: int, most: int) -> int:
 
 
 def _length(batches: Iterable[Any]) -> int | None:
-    """How many batches there are, None where nobody knows beforehand."""
+    """How many batches there are, None where that is unknown beforehand."""
     try:
         return len(batches)  # type: ignore[arg-type]
     except TypeError:  # a generator, or a DataLoader over an iterable dataset

@@ -18,7 +18,7 @@ from mli_fast.program import VIEWS, Node, Program
 from mli_fast.trees import bytes_in, laid_out, same_geometry
 
 
-class Held:
+class SharedCache:
     """Results that a work leaves to the next for the batch at hand, the last ones within a budget.
 
     Args:
@@ -30,11 +30,11 @@ class Held:
         self._found: dict[Any, list[Any]] = {}
 
     def get(self, key: Any) -> list[Any] | None:
-        """What is held under a key."""
+        """What is cached under a key."""
         return self._found.get(key)
 
     def put(self, key: Any, results: list[Any]) -> None:
-        """Hold results; the oldest are given up."""
+        """Cache results; the oldest are evicted."""
         self._found[key] = results
         self._bytes += bytes_in(results)
         while self._bytes > self._budget and len(self._found) > 1:
@@ -86,7 +86,7 @@ class SharedPart:
         self._keys = self._dependences()
 
     def _dependences(self) -> dict[int, Any]:
-        """For each node that may be held: its operators and the values of the parameters it depends on."""
+        """For each node whose results may be cached: its operators and the values of the parameters it depends on."""
         program, anchors = self._program, self._points.anchors
         behind: dict[int, frozenset[Any]] = {}
         keys: dict[int, Any] = {}
@@ -100,12 +100,12 @@ class SharedPart:
                 keys[id(node)] = (tuple(sorted(node.ops)), found)
         return keys
 
-    def __call__(self, batch: Sequence[Tensor], held: Held | None = None) -> Shared:
+    def __call__(self, batch: Sequence[Tensor], cache: SharedCache | None = None) -> Shared:
         """Compute it for a batch.
 
         Args:
             batch: the batch's tensors, in the order of the record.
-            held: what other works computed of this batch; results are added.
+            cache: what other works computed of this batch; results are added.
 
         Raises:
             OtherAnswer: the batch takes another way than the record's.
@@ -118,14 +118,14 @@ class SharedPart:
         values |= record.constants
         for numbers in self._copied:
             values.update(zip(numbers, same_geometry([values[n] for n in numbers]), strict=True))
-        needed, last = self._needed(held)
+        needed, last = self._needed(cache)
         for node, unread in zip(needed, last, strict=True):
-            key = None if held is None else self._keys.get(id(node))
-            results = None if key is None or held is None else held.get(key)
+            key = None if cache is None else self._keys.get(id(node))
+            results = None if key is None or cache is None else cache.get(key)
             if results is None:
                 results = self._run(node, values)
-                if key is not None and held is not None:
-                    held.put(key, results)
+                if key is not None and cache is not None:
+                    cache.put(key, results)
             values.update((n, t) for n, t in zip(node.outs, results, strict=True) if n is not None)
             for n in unread:
                 values.pop(n, None)
@@ -133,7 +133,7 @@ class SharedPart:
         found += [products(_finite(values[node.product.first.x.number])) for node, products in self._of_shared]
         return Shared(found, {n: values[n] for n in self._outputs})
 
-    def _needed(self, held: Held | None) -> tuple[list[Node], list[list[int]]]:
+    def _needed(self, cache: SharedCache | None) -> tuple[list[Node], list[list[int]]]:
         """The nodes to be run, in order, and after each the values that are not read any more."""
         names = self._program.name_of
         kept = {*self._wanted, *self._outputs, *(node.product.first.x.number for node, _ in self._of_shared)}
@@ -146,7 +146,7 @@ class SharedPart:
                 continue
             key = self._keys.get(id(node))
             unread = [n for n in outs if n not in wanted]
-            if held is None or key is None or held.get(key) is None:
+            if cache is None or key is None or cache.get(key) is None:
                 inputs = {n for n in node.inputs if n not in names}
                 unread += [n for n in inputs if n not in wanted]
                 wanted |= inputs
@@ -178,7 +178,7 @@ class SharedPart:
 
 
 def _finite(x: Tensor) -> Tensor:
-    """The input of products that are combined, which has to be finite; on a GPU nobody waits to see."""
+    """The input of products that are combined, which has to be finite; unchecked on a GPU: that would synchronise."""
     if x.device.type == "cpu" and not math.isfinite(float(x.sum(dtype=torch.float64))):
         raise ArithmeticError("an input that all points share is not finite")
     return x

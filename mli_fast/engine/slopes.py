@@ -136,7 +136,7 @@ class Slopes:
             own = {name: moving.get(name, value).clone() for name, value in values.items()}
             outputs, targets = self._network.evaluate(own, copied(batch))
             losses = self._criterion.losses(outputs, targets)
-            if not isinstance(outputs, Tensor):  # then no functional looks at them
+            if not isinstance(outputs, Tensor):  # then no functional reads them
                 return losses, losses[:, None]
             return losses, outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
 

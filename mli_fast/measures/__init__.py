@@ -1,6 +1,6 @@
 """Measures of curves, outputs and parameters: NumPy arrays in, numbers out, each with its formula and source."""
 
-from mli_fast.measures.connectivity import barrier, mode_connectivity
+from mli_fast.measures.barriers import barrier, mode_connectivity
 from mli_fast.measures.distances import Distance, distance
 from mli_fast.measures.envelope import convexity
 from mli_fast.measures.function_space import gauss_length, gauss_lengths, path_length, path_lengths

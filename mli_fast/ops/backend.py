@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mli_fast import native
 from mli_fast.native import cuda
-from mli_fast.ops.points import channels_last
+from mli_fast.ops.memory import channels_last
 
 BACKENDS = ("auto", "reference", "native", "triton")
 

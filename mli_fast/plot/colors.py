@@ -24,13 +24,13 @@ def chosen(result: SweepResult, variable: str | None, alone: bool) -> list[str]:
 
     Raises:
         KeyError: If there is no such variable.
-        ValueError: If it has not one value for each point.
+        ValueError: If it does not have one value for each point.
     """
     if variable is None:
         return ["loss"] if alone or "accuracy" not in result else ["loss", "accuracy"]
     shape = result[variable].shape
     if result.dataset[variable].dims != result.dims:
-        raise ValueError(f"variable {variable!r} of shape {shape} has not one value for each point of the picture")
+        raise ValueError(f"variable {variable!r} of shape {shape} does not have one value per point")
     return [variable]
 
 

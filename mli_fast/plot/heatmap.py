@@ -32,7 +32,7 @@ def plot_heatmap(
 
     Raises:
         KeyError: If there is no such variable.
-        ValueError: If it has not one value for each point, or the logarithm needs positive ones.
+        ValueError: If it does not have one value for each point, or the logarithm needs positive ones.
     """
     variables = chosen(result, variable, alone=ax is not None)
     if ax is not None:

@@ -1,6 +1,6 @@
 """PyTorch's fused attention and encoder layers as the products, norms and sums that they are.
 
-Condition: self-attention over a padded batch without a mask, whose weights nobody asks for.
+Condition: self-attention over a padded batch without a mask, whose weights are not asked for.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GELU written out by its tanh formula, as GPT-2 has it, as one operator.
 
-Condition: nobody reads what is computed on the way; the constants are those of Hendrycks and Gimpel (2016).
+Condition: the intermediate values have no other consumer; the constants are those of Hendrycks and Gimpel (2016).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Values done in place where nobody looks at the input any more.
+"""Operators in place where the input has no later consumer.
 
 Condition: the input was made by a node in memory of its own (no view, nothing given from outside), is read here alone,
 and the result has its shape and dtype. That maker and reader are computed on the same side, both per point or both

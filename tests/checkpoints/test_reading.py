@@ -280,7 +280,7 @@ def test_mappings_that_are_no_state_dict(held: Any, words: str) -> None:
 
 @pytest.mark.parametrize("source", [None, 3, torch.ones(2), b"w.pt", [("w", torch.ones(1))]], ids=str)
 def test_wrong_type(source: Any) -> None:
-    with pytest.raises(TypeError, match=f"theta_T: a {type(source).__name__} is no checkpoint"):
+    with pytest.raises(TypeError, match=f"theta_T: a {type(source).__name__} is not a checkpoint"):
         gather(nn.Linear(1, 1), [nn.Linear(1, 1), source])
 
 

@@ -149,7 +149,7 @@ def test_networks_that_do_not_fit_each_other() -> None:
         Plane(NETWORKS[0], {**NETWORKS[1], "conv.bias": torch.zeros(3)}, NETWORKS[2])
     with pytest.raises(ValueError, match=r"theta, compared with theta_0 .* missing"):
         Plane(*NETWORKS[:3]).project(lacking)
-    with pytest.raises(TypeError, match="theta_1: a int is no checkpoint"):
+    with pytest.raises(TypeError, match="theta_1: a int is not a checkpoint"):
         Plane(NETWORKS[0], 3, NETWORKS[2])  # type: ignore[arg-type]
 
 

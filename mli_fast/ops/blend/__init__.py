@@ -10,7 +10,7 @@ from torch import Tensor
 from mli_fast import native
 from mli_fast.ops.blend import reference
 from mli_fast.ops.dispatch import choose
-from mli_fast.ops.points import placed
+from mli_fast.ops.memory import placed
 
 
 def blend(

@@ -10,7 +10,7 @@ from torch import Tensor
 from mli_fast import native
 from mli_fast.ops.blend import blend
 from mli_fast.ops.dispatch import choose
-from mli_fast.ops.points import placed
+from mli_fast.ops.memory import placed
 
 
 class Blender:

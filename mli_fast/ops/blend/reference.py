@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mli_fast.ops import points
+from mli_fast.ops import memory
 
 ONE = torch.ones(1, 1, dtype=torch.float64)  # the coefficients [P, R] of one point with one anchor
 
@@ -25,7 +25,7 @@ def weighted_sum(terms: Sequence[Tensor], weights: Tensor, dtype: torch.dtype) -
         weights: float64 [R]; on the CPU, where they are read, or on the terms' device, where they are not.
         dtype: the dtype of the sum.
     """
-    if points.asynchronous(weights):
+    if memory.asynchronous(weights):
         return _weighted_sum_unseen(terms, weights.to(dtype), dtype)
     total: Tensor | None = None
     for term, weight in zip(terms, weights.tolist(), strict=True):
@@ -37,7 +37,7 @@ def weighted_sum(terms: Sequence[Tensor], weights: Tensor, dtype: torch.dtype) -
 
 
 def _weighted_sum_unseen(terms: Sequence[Tensor], weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same with weights that nobody looks at."""
+    """The same without reading the weights, which would synchronise."""
     nothing = torch.zeros((), dtype=dtype, device=terms[0].device)
     total = torch.where(weights[0] == 0, nothing, terms[0].to(dtype) * weights[0])
     for term, weight in zip(terms[1:], weights[1:], strict=True):

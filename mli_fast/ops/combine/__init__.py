@@ -12,7 +12,7 @@ from mli_fast import native
 from mli_fast.ops.combine import reference
 from mli_fast.ops.dispatch import PLAIN, choose
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import as_rows, packed, placed, stack
+from mli_fast.ops.memory import as_rows, packed, placed, stack
 
 
 def combine(
@@ -27,7 +27,7 @@ def combine(
     Args:
         products: R tensors of one shape, in the dtype the sum is to be taken in.
         coefficients: float64 [P, R]; exactly 0 leaves its product out.
-        epilogue: what follows, for P points.
+        epilogue: bias, residual and activation, for P points.
         channel: the dimension of a product that `scale` and `shift` run along, 1 or -1.
         dtype: the result's dtype.
     """

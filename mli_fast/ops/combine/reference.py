@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mli_fast.ops import points
+from mli_fast.ops import memory
 from mli_fast.ops.blend.reference import accumulation_dtype, weighted_sum
 from mli_fast.ops.epilogue import Epilogue, apply
-from mli_fast.ops.points import stack
+from mli_fast.ops.memory import stack
 
 
 def combine(
@@ -20,9 +20,9 @@ def combine(
     wide = accumulation_dtype(dtype, products[0].dtype)
     rows = []
     for p, row in enumerate(coefficients):
-        alone = len(products) == 1 and not points.asynchronous(row) and row.item() == 1.0
+        alone = len(products) == 1 and not memory.asynchronous(row) and row.item() == 1.0
         value = products[0] if alone and epilogue else weighted_sum(products, row, wide)
-        if products[0].dtype == dtype:  # half precision on a GPU: what follows rounds as PyTorch's own layers do
+        if products[0].dtype == dtype:  # half precision on a GPU: the epilogue rounds as PyTorch's own layers do
             value = value.to(dtype)
         rows.append(apply(value, epilogue.point(p), channel).to(dtype))
     return stack(rows)

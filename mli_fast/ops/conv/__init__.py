@@ -1,4 +1,4 @@
-"""conv: 1-D, 2-D and 3-D convolution with W(p) = sum_r c[p, r] W_r, and what follows, at P points."""
+"""conv: 1-D, 2-D and 3-D convolution with W(p) = sum_r c[p, r] W_r, and an epilogue, at P points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mli_fast.ops.blend.reference import ONE
 from mli_fast.ops.conv import cudnn, reference
 from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import channels_last, packed, placed, stack
+from mli_fast.ops.memory import channels_last, packed, placed, stack
 
 PRODUCTS_OF_A_TILE: dict[tuple[int, ...], int] = {(1, 1): 16, (2, 2): 25}  # by stride; direct, they are 36
 TRANSFORM = 3  # what transforming a number of the input or output costs, in multiplications
@@ -53,7 +53,7 @@ def conv(
         weights: R kernels of one shape.
         coefficients: float64 [P, R].
         geometry: stride, padding, dilation, groups.
-        epilogue: what follows, for P points; its vectors are [P, N].
+        epilogue: bias, residual and activation, for P points; its vectors are [P, N].
     """
     out = _by_kernel(x, weights, coefficients, geometry, epilogue, None)
     return reference.conv(x, weights, coefficients, geometry, epilogue) if out is None else out

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mli_fast.ops.conv.reference import blended
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import channels_last, stack
+from mli_fast.ops.memory import channels_last, stack
 
 if TYPE_CHECKING:
     from mli_fast.ops.conv import Geometry

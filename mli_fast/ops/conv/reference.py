@@ -14,7 +14,7 @@ from mli_fast.ops.blend import blend
 from mli_fast.ops.blend.reference import ONE
 from mli_fast.ops.combine import combine
 from mli_fast.ops.epilogue import Epilogue
-from mli_fast.ops.points import aligned, blended_together, channels_last, stack
+from mli_fast.ops.memory import aligned, blended_together, channels_last, stack
 from mli_fast.ops.precision import widened
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from mli_fast.ops.cross_entropy import fused, reference
 from mli_fast.ops.dispatch import PLAIN, choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.linear import linear
-from mli_fast.ops.points import packed, placed
+from mli_fast.ops.memory import packed, placed
 
 IGNORED = -100  # PyTorch's ignore_index: such a target has loss 0 and counts for nothing
 
 
 @dataclass(frozen=True)
 class Unmultiplied:
-    """Logits x W(p)^T + shift that nobody has computed, and that nobody need store."""
+    """Unmaterialised logits x W(p)^T + shift, for the fused linear cross entropy."""
 
     x: Tensor  # [P, M, K]
     weights: Sequence[Tensor]  # R x [V, K]

@@ -298,7 +298,7 @@ def _check(x: Tensor, weights: Sequence[Tensor], coefficients: Tensor, shift: Te
         )
     P, M, K, V = len(coefficients), x.shape[-2], x.shape[-1], weights[0].shape[0]
     if x.ndim == 3 and len(x) != P:
-        raise ValueError(f"x: shape {tuple(x.shape)} has not the {P} points of the coefficients")
+        raise ValueError(f"x: shape {tuple(x.shape)} does not have the {P} points of the coefficients")
     check_targets(targets, M, x.device)
     named = [("x", x, tuple(x.shape)), ("coefficients", coefficients, (P, len(weights)))]
     named += [(f"weights[{r}]", w, (V, K)) for r, w in enumerate(weights)]

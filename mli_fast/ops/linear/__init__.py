@@ -1,4 +1,4 @@
-"""linear: x W(p)^T with W(p) = sum_r c[p, r] W_r, and what follows, at P points."""
+"""linear: x W(p)^T with W(p) = sum_r c[p, r] W_r, and an epilogue, at P points."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mli_fast.ops.blend.reference import ONE
 from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.linear import reference
-from mli_fast.ops.points import packed, placed
+from mli_fast.ops.memory import packed, placed
 
 
 def linear(
@@ -29,7 +29,7 @@ def linear(
         x: one input per point, in the compute dtype, which is the result's.
         weights: R weights of one shape.
         coefficients: float64 [P, R].
-        epilogue: what follows, for P points; its vectors are [P, N].
+        epilogue: bias, residual and activation, for P points; its vectors are [P, N].
     """
     out = _by_kernel(x, weights, coefficients, epilogue, None)
     return reference.linear(x, weights, coefficients, epilogue) if out is None else out

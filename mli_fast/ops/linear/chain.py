@@ -14,7 +14,7 @@ from mli_fast.ops.combine import combine
 from mli_fast.ops.dispatch import choose, shape_class
 from mli_fast.ops.epilogue import Epilogue
 from mli_fast.ops.linear import linear
-from mli_fast.ops.points import packed, placed
+from mli_fast.ops.memory import packed, placed
 
 
 class Layer(NamedTuple):

@@ -20,7 +20,7 @@ def blended_together(weight: Tensor, dtype: torch.dtype) -> int:
 
 
 def asynchronous(tensor: Tensor) -> bool:
-    """Whether to look at the tensor's values is to wait for a GPU."""
+    """Whether reading the tensor's values would synchronise with a GPU."""
     return tensor.is_cuda
 
 
