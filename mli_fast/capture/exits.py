@@ -21,6 +21,7 @@ from torch.utils import dlpack
 
 Note = Callable[[Tensor, str], None]  # an exit of that kind
 Refuse = Callable[[str], None]
+Within = Callable[[], contextlib.AbstractContextManager[None]]
 
 _ONE_AT_A_TIME = threading.RLock()  # two threads would put back each other's methods
 _MEMORY = ("numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage", "storage", "_typed_storage")
@@ -41,20 +42,21 @@ _UNSEEN_IN_SCRIPTS = ("prim::tolist", "aten::tensor(", "aten::as_tensor(", *(f"a
 
 
 @contextlib.contextmanager
-def noted(note: Note, refuse: Refuse, unseen: Refuse) -> Iterator[None]:
+def noted(note: Note, refuse: Refuse, unseen: Refuse, of_python_data: Within) -> Iterator[None]:
     """Within the block every exit that the dispatcher does not see is reported.
 
     Args:
         note: gets the tensor whose numbers leave as Python data, before they do.
         refuse: gets the reason why nothing is known of what comes back.
         unseen: gets the reason why from now on not all that runs is seen.
+        of_python_data: within it tensors are made from nothing but Python data.
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
 
-        def patch(holder: Any, name: str, make: Callable[[Any], Any]) -> None:
+        def patch(holder: Any, name: str, make: Callable[..., Any], *how: Any) -> None:
             original, own = getattr(holder, name), name in vars(holder)
             before = vars(holder).get(name)
-            setattr(holder, name, make(original))
+            setattr(holder, name, make(original, *how))
             stack.callback(setattr, holder, name, before) if own else stack.callback(delattr, holder, name)
 
         thread = threading.get_ident()
@@ -93,7 +95,10 @@ def noted(note: Note, refuse: Refuse, unseen: Refuse) -> Iterator[None]:
         for kind in (torch._ops.OpOverload, torch._ops.OpOverloadPacket):
             patch(kind, "__call__", lambda original: _by_name(original, refuse))
         for name in ("tensor", "as_tensor", "asarray", "scalar_tensor"):
-            patch(torch, name, lambda original: _of_python_data(original, refuse))
+            shares = name in ("as_tensor", "asarray")
+            patch(torch, name, lambda original, *how: _making(original, refuse, of_python_data, *how), 0, shares)
+        patch(Tensor, "new_tensor", lambda original: _making(original, refuse, of_python_data, 1, False))
+        patch(torch, "from_numpy", lambda original: _refusing(original, refuse, "a tensor in an array's memory"))
         patch(
             dispatch,
             "_disable_current_modes",
@@ -169,13 +174,22 @@ def _scripted(original: Any, refuse: Refuse) -> Any:
     return call
 
 
-def _of_python_data(original: Any, refuse: Refuse) -> Any:
+_UNKNOWN = "a tensor is made from {}s that hold more than numbers"
+
+
+def _making(original: Any, refuse: Refuse, of_python_data: Within, at: int, shares: bool) -> Any:
     """Numbers of tensors in lists would leave unseen; everything else is Python data, whatever it came from."""
 
-    def function(data: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(data, Tensor) and not _plain(data):
-            refuse(f"a tensor is made from {type(data).__name__}s that hold more than numbers")
-        return original(data, *args, **kwargs)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        data = args[at] if len(args) > at else kwargs.get("data", kwargs.get("obj", kwargs.get("s")))
+        if isinstance(data, Tensor):
+            return original(*args, **kwargs)
+        if not _plain(data):
+            refuse(_UNKNOWN.format(type(data).__name__))
+        elif shares and isinstance(data, np.ndarray):
+            refuse("a tensor in an array's memory")
+        with of_python_data():
+            return original(*args, **kwargs)
 
     return function
 

@@ -51,7 +51,7 @@ def captured(
     with _young_objects_told():
         recorder = Recorder(parameters, twins, list(tensors_in(batch)))
         try:
-            with noted(recorder.exit, recorder.refuse, recorder.unseen), recorder:
+            with noted(recorder.exit, recorder.refuse, recorder.unseen, recorder.of_python_data), recorder:
                 result = run(batch)
             if recorder.refused is None:
                 _note_outputs(recorder, result)

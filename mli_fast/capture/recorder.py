@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from mli_fast.capture.record import Answer, Exit, Geometry, Op, Record, Ref, tak
 
 _TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 _storage_of = Tensor.untyped_storage  # as it is before `exits.noted` patches it
-_AS_STRIDED = torch.ops.aten.as_strided.default
+_AS_STRIDED, _UNBIND = torch.ops.aten.as_strided.default, torch.ops.aten.unbind.int
 
 
 class Recorder(TorchDispatchMode):
@@ -43,6 +45,8 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.record, self.twins_seen = Record(), False
         self.refused: str | None = None
+        self._python_data = 0  # calls in progress
+        self._inference = torch.is_inference_mode_enabled()
         self._numbers: dict[int, tuple[Any, int]] = {}  # id of a tensor -> weak reference to it, its number
         self._first: dict[int, int] = {}  # storage -> the first value in it
         self._twins: dict[int, str] = {}  # storage of a twin -> a name that lies in it
@@ -77,6 +81,15 @@ class Recorder(TorchDispatchMode):
         for reference in self._weak:
             torch.UntypedStorage._free_weak_ref(reference)
         self._weak, self._numbers, self._kept = [], {}, []
+
+    @contextmanager
+    def of_python_data(self) -> Iterator[None]:
+        """Within the block tensors are made from Python data, which was looked through."""
+        self._python_data += 1
+        try:
+            yield
+        finally:
+            self._python_data -= 1
 
     def exit(self, tensor: Tensor, kind: str) -> None:
         """Note that the tensor's numbers leave as Python data."""
@@ -171,6 +184,31 @@ class Recorder(TorchDispatchMode):
         self.record.constants[number] = tensor
         return number
 
+    def _may_hold_numbers(self) -> bool:
+        """Whether numbers of tensors may have gone into a tensor past the functions that are patched.
+
+        As by an index that is a list, or by `torch.LongTensor`: PyTorch reads single elements in lists, and vectors in
+        them by unbinding them. Parameters' own numbers differ at the two points that are recorded.
+        """
+        ops = self.record.ops
+        if ops and ops[-1].func is _UNBIND:
+            return True
+        parameters = set(self.record.parameters.values())
+        values = [known() for known, number in self._numbers.values() if number not in parameters]
+        single = [t for t in values if t is not None and t.dim() == 0]
+        own = id(values), id(single)
+        return bool(single) and any(
+            isinstance(o, (list, tuple, deque)) and id(o) not in own for o in gc.get_referrers(*single)
+        )
+
+    def _literal(self, tensor: Tensor) -> None:
+        """Note a copy: the memory may be an array's, which the model writes to later."""
+        number = self._new(tensor)
+        last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+        whole = tensor.as_strided((last + 1 if tensor.numel() else 0,), (1,)).clone()
+        self.record.constants[number] = whole.as_strided(tensor.shape, tensor.stride())
+        self.record.literals.add(number)
+
     def _view(self, tensor: Tensor, base: int) -> int:
         was = self.record.geometry[base]
         if tensor.dtype != was.dtype:
@@ -191,8 +229,12 @@ class Recorder(TorchDispatchMode):
             why = known.why_not(args, kwargs)
             if why is not None:
                 raise _Refusal(why)
+            if torch.is_inference_mode_enabled() != self._inference:
+                raise _Refusal("inference mode within the model, where PyTorch multiplies by other routines")
             if known.literal and self._is_literal(args[0]):
-                self.record.literals.add(self._constant(args[0]))
+                if not self._python_data and self._may_hold_numbers():
+                    raise _Refusal("a tensor is made from a list that may hold other tensors")
+                self._literal(args[0])
             reads: set[int] = set()
             args_ = tuple([self._ref(a, reads) for a in args])
             kwargs_ = {k: self._ref(v, reads) for k, v in kwargs.items()} if kwargs else {}

@@ -86,6 +86,7 @@ class Passes:
             if other is not None and self._state != PER_BATCH:
                 written = self._changed(points, p, found.record)
                 self._written |= bool(written)
+                written += _outside(found.record)
                 given = _Given(points, batch, p), _Given(points, *other)
                 self._check_carried(*given, written, versions, streams)
                 if found.record is None:
@@ -184,7 +185,7 @@ class Passes:
         names = list(network.own)
         suspects = network.state.replaced()
         moved = {names[i] for i, (a, b) in enumerate(zip(versions, self._versions(), strict=True)) if a != b}
-        suspects += [n for n in names if n in moved.union(written)]
+        suspects += [*written, *(n for n in names if n in moved.difference(written))]
         suspects += [] if streams.unchanged() else ["NumPy's or Python's random stream"]
         left = bool(suspects) or not network.state.unchanged()
         counted: list[str] = []
@@ -233,6 +234,15 @@ class Passes:
             return self.network.run(copied(given.batch))
         finally:
             self._put_back(versions)
+
+
+def _outside(record: Record | None) -> list[str]:
+    """What a pass writes to that is neither the model's parameters and buffers nor made within it."""
+    if record is None:
+        return []
+    written = record.written()
+    found = [n for n in record.constants if record.storage[n] in written and n not in record.literals]
+    return ["a tensor that was there before"] if found else []
 
 
 class _Given(NamedTuple):
