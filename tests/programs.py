@@ -48,6 +48,7 @@ class Drawn(nn.Module):
         with torch.no_grad():
             self.views = [self.lin[0].weight, self.lin[2].weight.t(), self.stacked[1]]
         self.register_buffer("flags", torch.tensor([1.0, -1.0, 1.0]))
+        self.array = np.zeros(D, np.float32)
         self.steps: list[Step] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,6 +173,16 @@ def held(net: Drawn, pool: list[Tensor], i: int, j: int, k: int) -> None:
     pool.append(rows(pick(pool, i)) @ net.views[k % 3])
 
 
+def signs(net: Drawn, t: Tensor, k: int) -> Tensor:
+    net.array[:] = (rows(t).mean(0) > 0.1 * k).tolist()
+    return rows(t) + (torch.from_numpy(net.array) if k % 2 else torch.tensor(net.array))
+
+
+def inferred(t: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return t @ t.transpose(0, -1) if t.dim() == 2 else t + 1
+
+
 def scanned(net: Drawn, pool: list[Tensor], i: int, j: int, k: int) -> None:
     pool.append(net.rnn(rows(pick(pool, i))[:, None].expand(B, 2, D))[0][:, -1])
 
@@ -242,6 +253,12 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "diagonal": unary(lambda t: t.diagonal()),
     "as_strided": unary(lambda t: t.as_strided((2, 2), (1, 2))),
     "index": unary(lambda t: t[torch.tensor([1, 0, 1, 0])]),
+    "index by a list": unary(lambda t: t[..., [0, -1]]),
+    "index by elements": unary(lambda t: t[..., [t.reshape(-1)[:2].argmax() % t.shape[-1], 0]]),
+    "of elements": unary(lambda t: t * torch.FloatTensor([t.mean() > 0, 1.0]).sum()),
+    "new of elements": unary(lambda t: t * t.new_tensor([t.mean() > 0, 1.0]).sum()),
+    "array": layer(signs),
+    "inference": unary(inferred),
     "roll": unary(lambda t: t.roll(1, 0)),
     "add": binary(torch.add),
     "sub": binary(lambda a, b: torch.sub(a, b, alpha=0.5)),
