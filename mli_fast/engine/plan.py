@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mli_fast.capture.record import Ref
+from mli_fast.engine.bindings import DIRECT
 from mli_fast.engine.calls import TORCH
 from mli_fast.engine.last import last_product
 from mli_fast.engine.network import Network
@@ -224,7 +225,7 @@ class Plan:
         func = node.func
         if node.over is not None and self._is_per_point(node.over):
             func = IN_PLACE[func]
-        called = self._constant(func)
+        called = self._constant(DIRECT.get(func, func))
         args = [self._text(a, names, node) for a in node.args]
         if node.stable and func in VIEWS:
             called = "torch.reshape"
