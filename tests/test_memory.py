@@ -100,14 +100,14 @@ def test_results_of_checks_are_kept_within_one_bound(monkeypatch: pytest.MonkeyP
     from mli_fast.trees import bytes_in
 
     room, held, plans = 240, [], []
-    keep = Plan.keep
+    cache = Plan.cache
 
     def watched(plan: Plan, *given: Any) -> None:
         plans.append(plan)
-        keep(plan, *given)
+        cache(plan, *given)
         held.append(sum(bytes_in(r) for p in {id(p): p for p in plans}.values() for r in p.cached.values()))
 
-    monkeypatch.setattr(Plan, "keep", watched)
+    monkeypatch.setattr(Plan, "cache", watched)
     monkeypatch.setattr(planner, "CACHED_BYTES", room)
     torch.manual_seed(0)
     models = [nn.Sequential(nn.Linear(4, 6), nn.Softmax(1), nn.Linear(6, 3)) for _ in range(3)]
@@ -115,4 +115,4 @@ def test_results_of_checks_are_kept_within_one_bound(monkeypatch: pytest.MonkeyP
     mli_fast.sweep(*models, data, [0.0, 0.5, 1.0], progress=False)
     assert 0 < max(held) <= room
     assert held[-1] == max(held)
-    assert all(not p.kept for p in plans)
+    assert all(not p.cached for p in plans)
