@@ -36,7 +36,6 @@ class Architecture:
     data: Callable[[], list[Batch]]
     criterion: str = "cross_entropy"
     metrics: tuple[str, ...] = ("accuracy",)
-    loop_only: str = ""  # why vmap cannot run it; empty where it can
 
     def model(self, seed: int = 0) -> nn.Module:
         """A fresh model in eval mode, built without touching the global random state."""
@@ -53,12 +52,11 @@ def register(
     data: Callable[[], list[Batch]],
     criterion: str = "cross_entropy",
     metrics: tuple[str, ...] = ("accuracy",),
-    loop_only: str = "",
 ) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
     """Puts a factory into the registry under `name`."""
 
     def decorate(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-        ARCHITECTURES[name] = Architecture(name, make, data, criterion, metrics, loop_only)
+        ARCHITECTURES[name] = Architecture(name, make, data, criterion, metrics)
         return make
 
     return decorate
@@ -451,10 +449,10 @@ register("two-inputs", two_inputs)(TwoInputs)
 register("two-named-inputs", two_named_inputs)(TwoNamedInputs)
 register("bag-of-words", lambda: token_batches(7))(lambda: BagOfWords(bag=False))
 register("embedding-bag", lambda: token_batches(7))(lambda: BagOfWords(bag=True))
-register("item", normal(6), loop_only=".item() on an activation")(ReadsItsActivations)
-register("control-flow", normal(6), loop_only="a branch on an activation")(Branches)
-register("lstm", normal(5, 3), loop_only="aten::lstm has no batching rule")(lambda: Recurrent(nn.LSTM))
-register("gru", normal(5, 3), loop_only="aten::gru has no batching rule")(lambda: Recurrent(nn.GRU))
+register("item", normal(6))(ReadsItsActivations)
+register("control-flow", normal(6))(Branches)
+register("lstm", normal(5, 3))(lambda: Recurrent(nn.LSTM))
+register("gru", normal(5, 3))(lambda: Recurrent(nn.GRU))
 
 
 # --------------------------------------------------------------------------------------------------------- transformers

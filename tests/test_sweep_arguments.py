@@ -175,7 +175,7 @@ def test_a_module_criterion(engine: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lstm", "item"])
-def test_a_callable_criterion_under_auto_where_vmap_cannot_run(name: str) -> None:
+def test_a_callable_criterion_of_networks_that_read_values_or_recur(name: str) -> None:
     c = case(name)
     result = c.sweep(ALPHAS, precision="fp64", criterion=smoothed, metrics=())
     np.testing.assert_allclose(result.loss, exact(c, smoothed).loss, rtol=1e-10)

@@ -99,7 +99,7 @@ def prepare_ours(problem: Problem, workload: Workload, about: dict[str, Any]) ->
             device=device,
             progress=False,
         )
-        kept = ("engine", "engine_reason", "backend", "kernels", "chunk", "rows_per_pass", "compiled", "cuda_graphs")
+        kept = ("engine", "engine_reason", "backend", "kernels", "chunk", "rows_per_pass", "compiled")
         about["provenance"] = {name: result.provenance[name] for name in kept if name in result.provenance}
         return np.asarray(result.loss)
 

@@ -143,18 +143,6 @@ def test_every_precision_is_as_exact_as_pytorch_in_it(name: str, under: str, bac
 
 
 @needs_gpu
-@under_both("wide", "resnet", "gpt2")
-def test_recorded_passes_are_bitwise_what_passes_are(name: str, under: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mli_fast.engine.passes.LAUNCHING", 0.0)  # record whatever can be
-    c, alphas = named(name), np.linspace(0, 1, 9)
-    chunk = {"chunk": 3} if under == "vmap" else {}
-    with forced(under):
-        recorded, plain = (swept(c, alphas, compile=compile, **chunk) for compile in ("auto", False))
-    assert recorded.provenance["cuda_graphs"] == "yes"
-    assert_same_points(recorded, plain, range(len(alphas)))
-
-
-@needs_gpu
 @pytest.mark.parametrize("where", ["pair", "pair on the GPU", "loader"])
 def test_where_the_data_is_does_not_matter(where: str, engine: str) -> None:
     c = named("wide")
