@@ -1,4 +1,4 @@
-# One command each: make demo, make test, make check, make bench, make gpu-check, make clean.
+# One command each: make demo, make test, make test-all, make check, make bench, make gpu-check, make clean.
 # Every one of them sets up what it needs first; a stamp per set of requirements keeps later calls from installing again.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,17 +14,18 @@ BUILD  := build/check
 PYTEST_ARGS ?=
 
 # Tests work on tiny tensors: more threads only wait for one another, above all on a busy machine.
-test doctest: export OMP_NUM_THREADS ?= 1
+test test-all doctest: export OMP_NUM_THREADS ?= 1
 
 # What the compiled module is made of: a change here, or in what is required, installs (and so builds) again.
 SOURCES := pyproject.toml constraints.txt $(wildcard setup.py CMakeLists.txt csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help demo test check lint types imports doctest build bench zoo real-models gpu-check clean distclean
+.PHONY: help demo test test-all check lint types imports doctest build bench zoo real-models gpu-check clean distclean
 
 help:
 	@echo 'make demo       train three small networks, sweep them, write demo-output/'
-	@echo 'make test       all tests, with coverage'
-	@echo 'make check      style, types, import layers, doctests, a build from nothing'
+	@echo 'make test       what a change needs: the tests of the engine, the kernels of this machine, files and commands'
+	@echo 'make test-all   every test, with coverage: also the demo, examples, peers, interpreted and emulated GPU kernels'
+	@echo 'make check      style, types, import layers, doctests'
 	@echo 'make bench      the measured comparison; writes benchmarks/results/'
 	@echo 'make zoo        300 models of torch.nn, timm, transformers and peft against a plain loop, in $(ZOO)'
 	@echo 'make real-models  fifteen of them timed against one, likewise; both write benchmarks/results/'
@@ -38,25 +39,31 @@ $(VENV)/.stamp-torch: constraints.txt
 	$(PIP) install -c constraints.txt torch numpy
 	touch $@
 
-$(VENV)/.stamp-demo: $(VENV)/.stamp-torch $(SOURCES)
-	$(PIP) install -c constraints.txt -e '.[demo]'
+# The one compilation; what the commands need besides is added to it.
+$(VENV)/.stamp-package: $(VENV)/.stamp-torch $(SOURCES)
+	$(PIP) install -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.stamp-dev: $(VENV)/.stamp-torch $(SOURCES)
-	$(PIP) install -c constraints.txt -e '.[dev]'
-	touch $@ $(VENV)/.stamp-demo
-
-$(VENV)/.stamp-bench: $(VENV)/.stamp-torch $(SOURCES)
-	$(PIP) install -c constraints.txt -e '.[bench]'
-	touch $@ $(VENV)/.stamp-dev $(VENV)/.stamp-demo
+$(VENV)/.stamp-%: $(VENV)/.stamp-package
+	$(PIP) install -c constraints.txt 'mli-fast[$*]'
+	touch $@
 
 demo: $(VENV)/.stamp-demo
 	$(BIN)/python -m mli_fast demo --out demo-output
 
 test: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest -n auto --cov=mli_fast --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
+	$(BIN)/python $(COVERED) -m pytest -n auto -m 'not slow and not gpu' $(PYTEST_ARGS)
 
-check: lint types imports doctest build
+# Coverage of both parts; --fail-under would lose what the workers saw where it is given with the tests themselves.
+test-all: COVERED = -m slipcover --json --out build/coverage-$@.json
+test-all: build/. test
+	$(BIN)/python $(COVERED) -m pytest -n auto -m 'slow or gpu' $(PYTEST_ARGS)
+	$(BIN)/python -m slipcover --fail-under 90 --out build/coverage.json --merge build/coverage-test.json build/coverage-test-all.json
+
+build/.:
+	mkdir -p $@
+
+check: lint types imports doctest
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
@@ -99,8 +106,8 @@ gpu-check:
 	$(GPU_PYTHON) -m benchmarks.gpu.run $(if $(OUT),--out '$(OUT)') $(GPU_CHECK_ARGS)
 
 clean:
-	rm -rf build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks .coverage *.egg-info
-	rm -f mli_fast/_native*.so $(VENV)/.stamp-demo $(VENV)/.stamp-dev $(VENV)/.stamp-bench
+	rm -rf build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks *.egg-info
+	rm -f mli_fast/_native*.so $(VENV)/.stamp-package
 	find mli_fast tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

@@ -14,6 +14,8 @@ from mli_fast.demo.plain import plain_loop
 from mli_fast.demo.run import check_agreement, train_and_save
 from mli_fast.demo.training import RECIPES, digits, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:

@@ -32,6 +32,7 @@ from benchmarks.gpu import (
 )
 from benchmarks.gpu.timing import OutOfTime, interleaved, within
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 ABOUT = {
     "gpu": {"name": "Some GPU", "capability": "sm_90"},

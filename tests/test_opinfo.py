@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.slow
 SEED = int(os.environ.get("MLI_FAST_SEED", str(time.time_ns() // 1_000_000_000)))
 PARTS, EACH = 4, 25
 # What is not initialised; and complex products in batches, which PyTorch folds while a pass is recorded

@@ -22,6 +22,7 @@ from benchmarks.points import Layerwise, Line, Points, Surface
 from benchmarks.workloads import GROUPS, SETS, Problem, Workload, digits_cnn, random_data
 from tests import science_reference as reference
 
+pytestmark = pytest.mark.slow
 IMAGE = (3, 8, 8)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (partial(Mlp, 7, 11, 5, 4), (7,)),

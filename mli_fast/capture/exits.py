@@ -35,9 +35,17 @@ _HANDING_OVER: tuple[tuple[type, str], ...] = (
     (concurrent.futures.ThreadPoolExecutor, "submit"),
     (multiprocessing.pool.Pool, "_check_running"),  # all of its methods ask that first
 )
+_PADDING = "_pad_packed_sequence"
 # With packed sequences they read the batch sizes themselves
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pad_packed_sequence")
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", _PADDING)
 _READING = (*_RECURRENT, "tensor_split")  # numbers of tensors, below what is patched
+# Composites that read or write memory behind the dispatcher
+_BEHIND = tuple(
+    name
+    for name in dir(torch)
+    if name.startswith(("_sobol_engine_", "fbgemm_", "quantized_gru", "quantized_lstm", "quantized_rnn", "_wrapped_"))
+    or name in ("_shape_as_tensor", "_rowwise_prune", "choose_qparams_optimized", "_choose_qparams_per_tensor")
+)
 _UNSEEN_IN_SCRIPTS = ("prim::tolist", "aten::tensor(", "aten::as_tensor(", *(f"aten::{name}(" for name in _READING))
 
 
@@ -92,6 +100,9 @@ def noted(note: Note, refuse: Refuse, unseen: Refuse, of_python_data: Within) ->
         for namespace in (torch, torch._VF):
             for name in _RECURRENT:
                 patch(namespace, name, lambda original: _noting(original, note, "tolist", 1))
+            patch(namespace, _PADDING, _counting)
+        for name in _BEHIND:
+            patch(torch, name, lambda original, name=name: _refusing(original, refuse, f"torch.{name} works unseen"))
         for kind in (torch._ops.OpOverload, torch._ops.OpOverloadPacket):
             patch(kind, "__call__", lambda original: _by_name(original, refuse))
         for name in ("tensor", "as_tensor", "asarray", "scalar_tensor"):
@@ -113,7 +124,7 @@ def noted(note: Note, refuse: Refuse, unseen: Refuse, of_python_data: Within) ->
 
 
 def _noting(original: Any, note: Note, kind: str, at: int) -> Any:
-    """Notes the argument at a position where that is a tensor."""
+    """Notes the argument at a position where that is a tensor of integers."""
 
     def method(*args: Any, **kwargs: Any) -> Any:
         value = (
@@ -121,11 +132,22 @@ def _noting(original: Any, note: Note, kind: str, at: int) -> Any:
             if len(args) > at
             else next((kwargs[k] for k in ("tensor_indices_or_sections", "batch_sizes") if k in kwargs), None)
         )
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
             note(value, kind)
         return original(*args, **kwargs)
 
     return method
+
+
+def _counting(original: Any) -> Any:
+    """The lengths of sequences, which PyTorch writes behind the dispatcher, by operators."""
+
+    def padded(data: Tensor, batch_sizes: Tensor, batch_first: bool, *args: Any, **kwargs: Any) -> Any:
+        out, lengths = original(data, batch_sizes, batch_first, *args, **kwargs)
+        each = torch.arange(out.shape[0 if batch_first else 1], device=batch_sizes.device)
+        return out, (batch_sizes.unsqueeze(1) > each).sum(0).to(lengths.dtype)
+
+    return padded
 
 
 def _by_name(original: Any, refuse: Refuse) -> Any:

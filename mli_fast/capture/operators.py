@@ -32,6 +32,10 @@ _REFUSED = {
         "singular values or eigenvalues, for which PyTorch takes other routines while a pass is recorded",
     ),
 }
+_EMPTY = frozenset(
+    f"aten::{name}"
+    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
+)
 
 
 class Operator:
@@ -44,12 +48,15 @@ class Operator:
         gives_views: its results may lie in the memory of what it was given.
         gives_sizes: numbers among its results are sizes of what it was given.
         literal: it hands on a tensor made from Python data.
+        empty: its result's memory holds anything.
+        reads_values: of what it is given, where it does not write there.
     """
 
     __slots__ = (
         "_names",
         "_schema",
         "dynamic",
+        "empty",
         "gives_sizes",
         "gives_views",
         "is_index",
@@ -58,6 +65,7 @@ class Operator:
         "name",
         "packs",
         "random",
+        "reads_values",
         "refused",
         "statistics",
         "writes",
@@ -84,6 +92,8 @@ class Operator:
         self.is_item = name == "aten::_local_scalar_dense"
         self.literal = name in ("aten::lift_fresh", "aten::lift", "aten::lift_fresh_copy")
         self.packs = name == "aten::_pack_padded_sequence"
+        self.empty = name in _EMPTY
+        self.reads_values = not (self.gives_views or name.startswith("aten::new_") or name.endswith("_like"))
 
     def why_not(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Why this call may not be in a record; None if it may."""

@@ -64,7 +64,7 @@ def captured(
 def _note_outputs(recorder: Recorder, result: Any) -> None:
     def leaf(x: Any) -> Any:
         if isinstance(x, Tensor):
-            recorder.record.outputs.append(recorder.number(x))
+            recorder.record.outputs.append(recorder.filled(x))
             return None
         if type(x) not in PLAIN_DATA:
             raise _Refusal(f"the outputs hold a {type(x).__name__}, which cannot be looked into")

@@ -52,6 +52,7 @@ class Recorder(TorchDispatchMode):
         self._twins: dict[int, str] = {}  # storage of a twin -> a name that lies in it
         self._versions: list[tuple[int | None, int]] = []  # of each value: its version, and after how many operators
         self._written: dict[int, int] = {}  # storage -> after how many operators it was last written to
+        self._empty: set[int] = set()  # storages that no operator has written to yet
         self._weak: list[Any] = []
         self._refs: list[Ref] = []
         self._kept: list[Tensor] = [*parameters.values(), *twins.values()]
@@ -95,7 +96,7 @@ class Recorder(TorchDispatchMode):
         """Note that the tensor's numbers leave as Python data."""
         if self.refused is None:
             try:
-                self._guard(self.number(tensor), kind, taken(kind, tensor) if kind != "tolist" else _tolist(tensor))
+                self._guard(self.filled(tensor), kind, taken(kind, tensor) if kind != "tolist" else _tolist(tensor))
             except _Refusal as refusal:
                 self.refuse(str(refusal))
 
@@ -163,6 +164,29 @@ class Recorder(TorchDispatchMode):
         if _is_young(tensor):
             raise _Refusal("a tensor that no operator made")
         return self._constant(tensor)
+
+    def filled(self, tensor: Tensor) -> int:
+        """The number of a tensor whose values are read.
+
+        Raises:
+            _Refusal: nothing is known of where it comes from, or no operator gave it values.
+        """
+        number = self.number(tensor)
+        if self.record.storage[number] in self._empty:
+            raise _Refusal("memory is read that was written to by what is not seen")
+        return number
+
+    def _check_filled(self, known: Any, args_: tuple[Any, ...], kwargs_: dict[str, Any]) -> None:
+        """Refuse if values are read where no operator has put any: a composite did, behind the dispatcher."""
+        if not known.reads_values:
+            return
+        written = {i for i, _ in known.writes} | {name for _, name in known.writes}
+        given = [a for i, a in enumerate(args_) if i not in written]
+        given += [a for k, a in kwargs_.items() if k not in written]
+        for a in given:
+            for ref in a if isinstance(a, (list, tuple)) else (a,):
+                if type(ref) is Ref and self.record.storage[ref.number] in self._empty:
+                    raise _Refusal("memory is read that was written to by what is not seen")
 
     def _is_literal(self, tensor: Any) -> bool:
         """Whether a tensor has just been made from Python data."""
@@ -232,12 +256,14 @@ class Recorder(TorchDispatchMode):
             if torch.is_inference_mode_enabled() != self._inference:
                 raise _Refusal("inference mode within the model, where PyTorch multiplies by other routines")
             if known.literal and self._is_literal(args[0]):
-                if not self._python_data and self._may_hold_numbers():
+                if args[0].dim() and not self._python_data and self._may_hold_numbers():
                     raise _Refusal("a tensor is made from a list that may hold other tensors")
                 self._literal(args[0])
             reads: set[int] = set()
             args_ = tuple([self._ref(a, reads) for a in args])
             kwargs_ = {k: self._ref(v, reads) for k, v in kwargs.items()} if kwargs else {}
+            if not self._empty.isdisjoint(reads):
+                self._check_filled(known, args_, kwargs_)
         except _Refusal as refusal:
             self.refuse(str(refusal))
             return func(*args, **kwargs)
@@ -274,6 +300,7 @@ class Recorder(TorchDispatchMode):
                 if type(ref) is Ref:
                     writes.add(storage[ref.number])
                     self._written[storage[ref.number]] = len(self.record.ops)
+                    self._empty.discard(storage[ref.number])
         if type(out) in (bool, int, float, complex):
             answer = Answer(str(func), out, func)
             self.record.ops.append(Op(answer, args_, kwargs_, [], True, reads, writes))
@@ -282,6 +309,8 @@ class Recorder(TorchDispatchMode):
         parts = (out,) if single else out
         outs = [None if t is None or (known.gives_sizes and type(t) is int) else self._made(t, known) for t in parts]
         self.record.ops.append(Op(func, args_, kwargs_, outs, single, reads, writes))
+        if known.empty and out.numel():
+            self._empty.update(storage[n] for n in outs if n is not None)
         if known.dynamic and (not known.is_index or _has_mask(args[1])):
             for number, tensor in zip(outs, (out,) if single else out, strict=True):
                 if number is not None:

@@ -17,6 +17,7 @@ from mli_fast.native import ACTIVATIONS
 from mli_fast.ops.epilogue import ACTIVATIONS as FUNCTIONS
 from tests.cuda.emulation import EMULATED, SOURCES, build, normal, rounded
 
+pytestmark = pytest.mark.slow
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "split": torch.float32}
 UNITS = {"bf16": 2.0**-8, "fp16": 2.0**-11, "tf32": 2.0**-11, "split": 2.0**-21}  # roundings of an operand
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from mli_fast.native.cuda import BlendPlan
 from tests.cuda.emulation import EMULATED, SOURCES, build, normal, rounded
 
+pytestmark = pytest.mark.slow
 PAIRS = [
     (torch.float32, torch.float32),
     (torch.float32, torch.bfloat16),

@@ -14,7 +14,10 @@ from mli_fast.native import cuda
 from tests.machine_code import overwritten
 
 BUILT = bool(cuda.architectures())
-pytestmark = pytest.mark.skipif(not BUILT, reason=f"no CUDA kernels built: {cuda.why_missing()}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BUILT, reason=f"no CUDA kernels built: {cuda.why_missing()}"),
+]
 KERNEL = re.compile(r"linear_kernelILNS0_4KindE(\d)ELi(\d)ELi(\d+)ELi(\d+)E")
 
 

@@ -14,6 +14,7 @@ import pytest
 import examples
 from tests.examples.conftest import Made
 
+pytestmark = pytest.mark.slow
 FOLDER = Path(examples.__file__).parent
 EXAMPLES = sorted(file.stem for file in FOLDER.glob("*.py") if "command(main)" in file.read_text())
 Run = Callable[[str], Made]

@@ -33,9 +33,9 @@ backends = pytest.mark.parametrize("backend", BACKENDS)
 FEW = [0.0, 0.4, 1.0]
 
 
-def on_gpu_also(*names: str) -> tuple[str, ...]:
-    """Names of cases that the interpreter would take too long over."""
-    return names if GPU else ()
+def on_gpu_also(*cases: Any) -> tuple[Any, ...]:
+    """Cases that the interpreter would take too long over."""
+    return cases if GPU else ()
 
 
 def swept(c: Case, alphas: Any, **options: Any) -> mli_fast.SweepResult:
@@ -98,7 +98,10 @@ def test_the_logits_of_a_language_model_are_left_to_the_loss(backend: str) -> No
     assert not any(kernel.startswith("cross_entropy:") for kernel in result.provenance["kernels"])
 
 
-@pytest.mark.parametrize(("name", "head"), [("llama", "lm_head"), ("vit-plain", "last")])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("lstm", "last"), ("conv1d", "head"), *on_gpu_also(("llama", "lm_head"), ("vit-plain", "last"))],
+)
 @backends
 def test_logits_are_left_to_the_loss_whichever_parameters_move(name: str, head: str, backend: str) -> None:
     c = named(name)

@@ -17,7 +17,7 @@ needs_triton = pytest.mark.skipif(not usable("triton", "cpu"), reason="Triton is
 BACKENDS = (
     "reference",
     pytest.param("native", marks=needs_native),
-    pytest.param("triton", marks=needs_triton),  # by its interpreter
+    pytest.param("triton", marks=[needs_triton, pytest.mark.slow]),  # by its interpreter
 )
 
 
