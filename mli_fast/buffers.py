@@ -69,5 +69,5 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = prod(shape) * dtype.itemsize
     pool = _pool.get()
     if pool is None or size < SMALL:
-        return torch.empty(tuple(shape), dtype=dtype)
-    return torch.empty(0, dtype=dtype).set_(pool.storage(size)).view(tuple(shape))
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu")
+    return torch.empty(0, dtype=dtype, device="cpu").set_(pool.storage(size)).view(tuple(shape))

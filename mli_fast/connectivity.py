@@ -172,7 +172,7 @@ def _trained(
         losses: list[Tensor] = []
         for _ in range(epochs):
             for batch in fed(_batches(loader, generator), place):
-                t = torch.rand((), generator=generator, dtype=torch.float64).item()
+                t = torch.rand((), generator=generator, dtype=torch.float64, device="cpu").item()
                 with noting(f"in training step {len(losses)}, at t = {t:.4f}"):
                     loss = training.loss(t, batch)
                     chosen.zero_grad()

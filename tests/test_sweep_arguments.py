@@ -485,3 +485,11 @@ def test_the_chunk_in_any_form(engine: str, chunk: int | str) -> None:
     result = c.sweep(ALPHAS, chunk=chunk)
     assert_same_points(result, c.sweep(ALPHAS), range(len(ALPHAS)))
     assert 1 <= result.provenance["chunk"] <= len(ALPHAS)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn-bn", "conv3d", "lstm"])
+def test_a_default_device_is_the_models_own_matter(name: str, engine: str) -> None:
+    c = named(name)
+    expected = c.sweep(ALPHAS)
+    with torch.device("meta"):
+        np.testing.assert_array_equal(c.sweep(ALPHAS).loss, expected.loss)

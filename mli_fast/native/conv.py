@@ -31,10 +31,11 @@ def _pixel_offsets(
     )
     if min(out_sizes, default=1) < 0 or channels * prod(sizes) >= 2**31:
         raise ValueError(f"conv: image {sizes} x {channels} channels does not fit kernel {kernel} or 32-bit offsets")
-    index = torch.zeros((1,) * (2 * dims), dtype=torch.int64)
+    index = torch.zeros((1,) * (2 * dims), dtype=torch.int64, device="cpu")
     inside = torch.ones_like(index, dtype=torch.bool)
     for i in range(dims):
-        at = torch.arange(out_sizes[i])[:, None] * stride[i] - padding[i] + torch.arange(kernel[i]) * dilation[i]
+        rows, taps = (torch.arange(n, device="cpu") for n in (out_sizes[i], kernel[i]))
+        at = rows[:, None] * stride[i] - padding[i] + taps * dilation[i]
         shape = [1] * (2 * dims)
         shape[i], shape[dims + i] = out_sizes[i], kernel[i]
         index = index * sizes[i] + at.view(shape)

@@ -34,8 +34,8 @@ def cross_entropy(
     if logits.dim() != 3 or logits.shape[2] == 0:
         raise ValueError(f"logits: expected [P, M, C] with C > 0, got shape {tuple(logits.shape)}")
     points, rows, classes = logits.shape
-    losses = torch.empty((points, rows), dtype=torch.float64)
-    predictions = torch.empty((points, rows), dtype=torch.int64)
+    losses = torch.empty((points, rows), dtype=torch.float64, device="cpu")
+    predictions = torch.empty((points, rows), dtype=torch.int64, device="cpu")
     native.cross_entropy(
         dtype is torch.float64,
         check("logits", logits, logits.shape, dtype),

@@ -100,8 +100,8 @@ class BlendPlan:
         """The entries and the chunks in device memory: one copy, from pinned memory. None: one entry, an argument."""
         if len(self._entries) == 1 and self._anchors <= self._native.blend_single_anchors:
             return None
-        entries = torch.tensor(self._entries, dtype=torch.int64).flatten()
-        chunks = [(t << 40) + torch.arange(n, dtype=torch.int64) for t, n in enumerate(self._counts)]
+        entries = torch.tensor(self._entries, dtype=torch.int64, device="cpu").flatten()
+        chunks = [(t << 40) + torch.arange(n, dtype=torch.int64, device="cpu") for t, n in enumerate(self._counts)]
         both = torch.cat([entries, *chunks]).pin_memory().to(self._device, non_blocking=True)
         return both[: len(entries)], both[len(entries) :]
 

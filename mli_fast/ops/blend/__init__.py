@@ -44,7 +44,7 @@ def blend(
     if kernel == "native" and on_gpu:
         return native.cuda.blend(anchors, placed(coefficients, anchors[0].device), dtype, scale)
     if kernel == "native":
-        out = torch.empty(len(coefficients), *anchors[0].shape, dtype=dtype)
+        out = torch.empty(len(coefficients), *anchors[0].shape, dtype=dtype, device=anchors[0].device)
         rows = list(out)
         native.blend(rows, [anchors] * len(rows), coefficients.contiguous())
         return out

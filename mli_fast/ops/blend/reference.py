@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mli_fast.ops import memory
 
-ONE = torch.ones(1, 1, dtype=torch.float64)  # the coefficients [P, R] of one point with one anchor
+ONE = torch.ones(1, 1, dtype=torch.float64, device="cpu")  # the coefficients [P, R] of one point with one anchor
 
 
 def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
