@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mli_fast.ops import memory
 from mli_fast.ops.cross_entropy import IGNORED, Unmultiplied, cross_entropy
-from mli_fast.trees import copied, mapped
+from mli_fast.trees import copied, mapped, tensors_in
 
 Function = Callable[[Any, Any], Tensor]
 
@@ -297,11 +297,17 @@ def example_losses(name: str, function: Function, outputs: Any, targets: Any, ba
         ValueError: it is neither 0-d nor 1-D with one value per example.
     """
     result = torch.as_tensor(function(outputs, targets))
-    size = batch_size(outputs, targets)
+    sizes = _leading_sizes(outputs, targets)
+    size, where = sizes[0], "" if batch is None else f"batch {batch}: "
+    if result.ndim == 0 and len(sizes) > 1:
+        raise ValueError(
+            f"{where}{name} returned one number, and how many examples it is the mean of is unclear: the first "
+            "dimensions of the tensors in the targets (the outputs where they hold none) are "
+            f"{', '.join(map(str, sizes))}; return one value per example [B]"
+        )
     if result.ndim == 0:
         return result.double().expand(size).clone(), True
-    if result.ndim != 1 or len(result) != size:
-        where = "" if batch is None else f"batch {batch}: "
+    if result.ndim != 1 or len(result) not in sizes:
         raise ValueError(
             f"{where}{name} returned shape {tuple(result.shape)}; expected one value per example [{size}] "
             "(reduction='none', averaged over everything but the batch), or a 0-d mean of the batch"
@@ -309,16 +315,13 @@ def example_losses(name: str, function: Function, outputs: Any, targets: Any, ba
     return result.double(), False
 
 
-def batch_size(outputs: Any, targets: Any) -> int:
-    """The number of examples B: the first dimension of the targets, else of the outputs."""
-    for x in (targets, outputs):
-        while isinstance(x, (tuple, list)) and len(x):
-            x = x[0]
-        if isinstance(x, dict) and x:
-            x = next(iter(x.values()))
-        if isinstance(x, Tensor) and x.ndim:
-            return len(x)
-    return 1
+def _leading_sizes(outputs: Any, targets: Any) -> list[int]:
+    """What the number of examples B may be: the first dimensions of the targets' tensors, else of the outputs'."""
+    for held in (targets, outputs):
+        sizes = list(dict.fromkeys(len(x) for x in tensors_in(held) if x.ndim))
+        if sizes:
+            return sizes
+    return [1]
 
 
 def _looks_like_classes(outputs: Any, targets: Any) -> bool:

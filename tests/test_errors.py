@@ -427,3 +427,43 @@ def test_torchs_own_error_in_the_model_gains_the_batch_too(engine: str) -> None:
 
 def test_the_public_names_are_there() -> None:
     assert {"sweep", "SweepResult", "load", "backends"} <= set(dir(mli_fast))
+
+
+class Smoothed(nn.Module):
+    """A criterion that carries a mean from call to call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, outputs: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        self.mean.mul_(0.9).add_(outputs.mean(0), alpha=0.1)
+        return ((outputs - self.mean) ** 2).sum(1)
+
+
+def noisy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(outputs + torch.randn(4), targets, reduction="none")
+
+
+@pytest.mark.parametrize("function", [Smoothed(), noisy], ids=["state", "random"])
+@pytest.mark.parametrize("where", ["criterion", "metrics"])
+def test_scoring_that_is_no_function_of_its_arguments(function: Any, where: str) -> None:
+    given = {"criterion": function, "metrics": ()} if where == "criterion" else {"metrics": {"own": function}}
+    with pytest.raises(ValueError, match="other values for the same outputs"):
+        case("mlp").sweep([0.0, 0.5, 1.0], **given)
+
+
+def test_a_mean_of_unclear_many() -> None:
+    c, weights = case("mlp"), torch.ones(4)
+
+    def one_number(outputs: torch.Tensor, targets: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs, targets[1], weight=targets[0])
+
+    def each(outputs: torch.Tensor, targets: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs, targets[1], reduction="none")
+
+    options = {"forward": lambda model, batch: (model(batch[0]), (weights, batch[1])), "metrics": ()}
+    with pytest.raises(ValueError, match=r"returned one number.*are 4, 5"):
+        c.sweep([0.0, 1.0], criterion=one_number, **options)
+    assert_same = np.testing.assert_allclose
+    assert_same(c.sweep([0.0, 1.0], criterion=each, **options).loss, c.sweep([0.0, 1.0]).loss, rtol=1e-6)

@@ -1,6 +1,7 @@
 """Turns any accepted source (module, mapping, file, folder) into a flat state dict of detached tensors."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ def load_state(source: Source, label: str = "checkpoint") -> dict[str, Tensor]:
     torch.save's zip format), so tensors take memory only as they are touched, and the file must not be overwritten
     while they are in use. A mapping that nests the state dict under
     "state_dict", "model_state_dict", "model_state" or "model" beside other things is understood. Extra state of modules
-    (keys ending in ``_extra_state``) is left out.
+    (keys ending in ``_extra_state``) is left out, with a warning where it holds anything.
 
     Args:
         source: A module, a state dict, or the path of a .pt/.pth/.ckpt/.bin or .safetensors file or of a folder with an
@@ -58,8 +59,21 @@ def _flat(held: nn.Module | Mapping[str, Any], label: str) -> dict[str, Tensor]:
     inner = _nested_key(held, label)
     if inner is not None:
         return _flat(held[inner], f"{label}[{inner!r}]")
-    state = {key: value for key, value in held.items() if not str(key).endswith("_extra_state")}
+    extra = [key for key in held if str(key).endswith("_extra_state")]
+    unused = [key for key in extra if not _is_nothing(held[key])]
+    if unused:
+        warnings.warn(
+            f"{label}: extra state of modules ({', '.join(map(repr, unused))}) is not loaded, the model's own is used: "
+            "call its set_extra_state with what all points are to have",
+            UserWarning,
+            stacklevel=2,
+        )
+    state = {key: value for key, value in held.items() if key not in extra}
     return {key: _tensor(key, value, label) for key, value in state.items()}
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, Tensor) and value.numel() == 0)
 
 
 def _nested_key(held: Mapping[str, Any], label: str) -> str | None:

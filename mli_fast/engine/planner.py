@@ -170,10 +170,16 @@ class Planner:
         if following is not None and _of_kind(following, key):
             others.insert(0, (following, second))
         one = self._pass(points, batch, first, other=others[0])
+        scores = self._scores(one.result)
+        if not same_results(scores, self._scores(one.result)):
+            raise ValueError(
+                "the criterion or a metric gives other values for the same outputs and targets when it is called "
+                "again: it carries state or draws random numbers, so that values would depend on the order of points "
+                "and batches; make it a function of its arguments alone (a generator seeded in each call)"
+            )
         if one.record is None:
             self._refused[key] = one.reason
             return
-        scores = self._scores(one.result)
         if any(isinstance(op.func, Exit) for op in one.record.ops):
             others.append((batch, first))  # another point may take another way: each number that leaves is compared
         for other, p in others:

@@ -98,9 +98,8 @@ def _moved(
     """theta + d, every number of d drawn anew."""
     moved = dict(state)
     for name, tied in names.items():
-        drawn = torch.randn(
-            state[name].shape, generator=generator, dtype=torch.float64, device="cpu"
-        )  # drawn even if it stays 0
+        # drawn even if it stays 0
+        drawn = torch.randn(state[name].shape, generator=generator, dtype=torch.float64, device="cpu")
         if name not in still:
             value = state[name].to(torch.float64)
             direction = _normalised(drawn.to(value.device), value, normalize)

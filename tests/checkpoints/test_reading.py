@@ -48,7 +48,7 @@ SOURCES: dict[str, Callable[[Path, State], Any]] = {
     "nested-model": lambda _, s: {"model": s, "args": {"a": 1}},
     "nested-twice": lambda _, s: {"model": {"state_dict": s}},
     "config-beside": lambda _, s: {"model": {"width": 4}, "state_dict": s},
-    "extra-state": lambda _, s: {**s, "0._extra_state": b"bytes"},
+    "empty-extra-state": lambda _, s: {**s, "0._extra_state": None, "2._extra_state": torch.empty(0)},
     "pt": lambda d, s: write_torch(d / "w.pt", s),
     "pt-str": lambda d, s: str(write_torch(d / "w.pt", s)),
     "pth-nested": lambda d, s: write_torch(d / "w.pth", {"model_state": s, "epoch": 1}),
@@ -93,8 +93,11 @@ def test_module_with_extra_state() -> None:
         def set_extra_state(self, state: Any) -> None: ...
 
     model = Extra(2, 2)
-    assert set(load_state(model)) == {"weight", "bias"}
-    assert set(gather(model, [model, Extra(2, 2)]).values) == {"weight", "bias"}
+    with pytest.warns(UserWarning, match=r"checkpoint: extra state .*'_extra_state'.*not loaded"):
+        assert set(load_state(model)) == {"weight", "bias"}
+    with pytest.warns(UserWarning, match="theta_T: extra state") as warned:
+        assert set(gather(model, [model, Extra(2, 2)]).values) == {"weight", "bias"}
+    assert len(warned) == 2
 
 
 def test_a_safetensors_index_is_preferred_to_a_pickled_one(tmp_path: Path) -> None:
