@@ -24,6 +24,7 @@ from mli_fast import functionals, native, schedules, version
 from mli_fast.buffers import reused
 from mli_fast.capture import of_outputs_alone
 from mli_fast.checkpoints import Anchors, Source, gather, load_state
+from mli_fast.checkpoints.values import blends
 from mli_fast.criteria import Custom
 from mli_fast.criteria import criterion as criterion_of
 from mli_fast.engine import Work, evaluate_all
@@ -292,7 +293,9 @@ class Evaluation:
             tables = scheduled(job.path, job.points, assigned)
             tensors = {id(t): torch.from_numpy(t).to(self.device) for t in tables.values()}
             others = {name: tensors[id(table)] for name, table in tables.items() if name in values}
-        return Points(values, torch.from_numpy(coefficients).to(self.device), others, self.network.dtypes)
+        points = Points(values, torch.from_numpy(coefficients).to(self.device), others, self.network.dtypes)
+        whole = [name for name, group in values.items() if len(group) > 1 and not blends(group[0].dtype)]
+        return points.with_tables({name: points.whole(name) for name in whole}) if whole else points
 
     def _on_device(self, path: Path) -> Placed:
         """The path's anchors on the device, once however many jobs have them."""
@@ -339,9 +342,18 @@ class Evaluation:
         return self._states["calibration"]
 
     def _warn(self, anchors: Anchors, called: Sequence[str]) -> None:
-        if not anchors.nonfinite or self._warned:
+        if self._warned:
             return
-        self._warned = True
+        whole = [name for name in anchors.kept if not name.endswith("num_batches_tracked")]  # eval mode never reads it
+        self._warned = bool(anchors.nonfinite or whole)
+        if whole:
+            text = (
+                f"{len(whole)} tensor(s) that are not floating-point differ between {' and '.join(called)}, the first "
+                f"is {whole[0]!r}: they are not blended; a point that is no anchor has those of {called[-1]}"
+            )
+            warnings.warn(text, UserWarning, stacklevel=_caller())
+        if not anchors.nonfinite:
+            return
         name, where = next(iter(anchors.nonfinite.items()))
         which = " and ".join(called[i] for i in where)
         text = (

@@ -39,12 +39,13 @@ def anchors_of(path: Path) -> list[State]:
 
 
 def blended(anchors: Sequence[State], row: Iterable[float], dtype: torch.dtype) -> dict[str, Tensor]:
-    """`sum_r c_r anchor_r` computed in `dtype`, as a user would; of integers the last anchor's."""
+    """`sum_r c_r anchor_r` computed in `dtype`, as a user would; of integers an anchor's own, else the last one's."""
     used = [(float(c), anchor) for c, anchor in zip(row, anchors, strict=True) if c != 0]
     point = {}
     for name, last in anchors[-1].items():
         moving, kept = last.is_floating_point() or last.is_complex(), last.dtype if last.is_complex() else dtype
-        point[name] = sum(c * a[name].to(kept) for c, a in used) if moving else last.clone()  # type: ignore[misc]
+        own = used[0][1][name] if len(used) == 1 and used[0][0] == 1 else last
+        point[name] = sum(c * a[name].to(kept) for c, a in used) if moving else own.clone()  # type: ignore[misc]
     return point
 
 

@@ -78,7 +78,8 @@ def standard_error(values: np.ndarray, weights: np.ndarray | None = None) -> np.
 
 
 def blend(theta_0: State, theta_T: State, alpha: float, dtype: torch.dtype, held: State | None = None) -> State:
-    """`(1 - alpha) theta_0 + alpha theta_T`, computed in `dtype`, complex ones in their own; of integers the end's.
+    """`(1 - alpha) theta_0 + alpha theta_T`, computed in `dtype`, complex ones in their own; of integers the end's,
+    but at alpha = 0.
 
     `held` are values that do not move.
     """
@@ -91,7 +92,7 @@ def blend(theta_0: State, theta_T: State, alpha: float, dtype: torch.dtype, held
             a, b = (v if v.is_complex() else v.to(dtype) for v in (start, end))
             blended[key] = a if alpha == 0 else b if alpha == 1 else (1 - alpha) * a + alpha * b
         else:
-            blended[key] = end.clone()
+            blended[key] = (start if alpha == 0 else end).clone()
     return blended
 
 

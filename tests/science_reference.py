@@ -28,7 +28,7 @@ Batches = Sequence[Any]
 
 
 def combine(anchors: Sequence[State], coefficients: Sequence[float]) -> State:
-    """`sum_r c_r anchor_r` in fp64; a coefficient of 0 leaves its anchor out; of integers the last anchor's."""
+    """`sum_r c_r anchor_r` in fp64; a coefficient of 0 leaves its anchor out; of integers an anchor's own, or the last's."""
     point = {}
     for name, last in anchors[-1].items():
         if last.is_floating_point():
@@ -38,7 +38,8 @@ def combine(anchors: Sequence[State], coefficients: Sequence[float]) -> State:
             used = [(c, a[name].cdouble()) for c, a in zip(coefficients, anchors, strict=True) if c != 0]
             point[name] = sum((c * value for c, value in used), torch.zeros_like(last).cdouble()).to(last.dtype)
         else:
-            point[name] = last.clone()
+            alone = [a[name] for c, a in zip(coefficients, anchors, strict=True) if c == 1]
+            point[name] = (alone[0] if len(alone) == 1 and sum(c != 0 for c in coefficients) == 1 else last).clone()
     return point
 
 

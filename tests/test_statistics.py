@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mli_fast
@@ -142,3 +142,29 @@ def test_duplicate_rows_of_data_count_twice(engine: str) -> None:
 def test_cut_gives_batches_of_uneven_length() -> None:
     """The generator of these tests itself: without a short last batch some of them would prove nothing."""
     assert [len(column[0]) for column in cut(torch.arange(13))] == [5, 5, 3]
+
+
+class Masked(nn.Module):
+    """A linear layer of which a buffer leaves out some inputs."""
+
+    def __init__(self, mask: list[bool]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("mask", torch.tensor(mask))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x * self.mask)
+
+
+def test_what_is_not_blended_is_an_ends_own_there(engine: str) -> None:
+    ends = [Masked([True, True, False, False]), Masked([False, True, True, True])]
+    x, y = torch.randn(9, 4), torch.arange(9) % 3
+    with pytest.warns(UserWarning, match="not floating-point .* 'mask'"):
+        result = mli_fast.sweep(ends[1], *ends, [(x, y)], [0.0, 0.25, 1.0], progress=False)
+    middle = Masked([False, True, True, True])
+    with torch.no_grad():
+        for p, a, b in zip(middle.parameters(), ends[0].parameters(), ends[1].parameters(), strict=True):
+            p.copy_(torch.lerp(a, b, 0.25))
+    plain = [F.cross_entropy(model(x), y).item() for model in (ends[0], middle, ends[1])]
+    np.testing.assert_allclose(result.loss, plain, rtol=1e-6)
+    assert list(result.provenance["kept"]) == ["mask"]

@@ -1,4 +1,4 @@
-"""Gathers the anchors of a sweep: every parameter's values in all checkpoints, blended, constant or kept."""
+"""Gathers the anchors of a sweep: every parameter's values in all checkpoints, blended, constant or whole."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .matching import Entry, match, model_entries
 from .reading import Source, load_state
-from .values import all_finite, cast_exactly, plain, same_bits, wider
+from .values import all_finite, blends, cast_exactly, plain, same_bits, wider
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,10 +16,9 @@ class Anchors:
     """The values of a model's parameters and persistent buffers at R anchors, under the model's canonical names.
 
     Attributes:
-        values: Name -> R tensors of the parameter's shape (blended), or one (constant: bit-identical in all anchors,
-            or kept). Detached, contiguous, in one dtype per name, and where possible in the caller's own storage: not
-            to be written to.
-        kept: Names whose last anchor's value is used although the anchors differ -> why.
+        values: Name -> R tensors of the parameter's shape, or one (constant: bit-identical in all anchors). Detached,
+            contiguous, in one dtype per name, and where possible in the caller's own storage: not to be written to.
+        kept: Names that are not blended although the anchors differ -> why, and what a point has.
         widened: Names whose dtypes differed -> "torch.float16, torch.float32 -> torch.float32".
         nonfinite: Names that hold NaN or Inf -> indices of the anchors that do.
         count: The number of anchors R.
@@ -33,7 +32,7 @@ class Anchors:
 
 
 def gather(model: nn.Module, sources: Sequence[Source], names: Sequence[str] = ("theta_0", "theta_T")) -> Anchors:
-    """Read R checkpoints, match each to the model, and sort every parameter into blended, constant or kept.
+    """Read R checkpoints, match each to the model, and sort every parameter into blended, constant or whole.
 
     Non-persistent buffers are the model's own and are not part of the anchors. No tensor is copied unless its dtype,
     layout or alignment has to change.
@@ -81,12 +80,9 @@ def _add(anchors: Anchors, entry: Entry, given: list[Tensor], names: Sequence[st
     finite = [all_finite(values[0])] * len(values) if constant else [all_finite(value) for value in values]
     if not all(finite):
         anchors.nonfinite[entry.name] = tuple(index for index, good in enumerate(finite) if not good)
-    if (dtype.is_floating_point or dtype.is_complex) and not constant:
-        anchors.values[entry.name] = tuple(values)
-        return
-    anchors.values[entry.name] = (values[-1],)
-    if not constant:
-        anchors.kept[entry.name] = f"not floating-point ({dtype}) and the anchors differ: {names[-1]}'s value is used"
+    anchors.values[entry.name] = (values[-1],) if constant else tuple(values)
+    if not constant and not blends(dtype):
+        anchors.kept[entry.name] = f"not floating-point ({dtype}), and the anchors differ: {names[-1]}'s between them"
 
 
 def _in_one_dtype(entry: Entry, given: list[Tensor], names: Sequence[str]) -> list[Tensor]:

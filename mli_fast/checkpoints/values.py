@@ -89,3 +89,8 @@ def _as_integers(value: Tensor) -> Tensor:
     if value.is_complex():
         value = torch.view_as_real(value)
     return value.view(_INTEGER_OF_SIZE[value.element_size()])
+
+
+def blends(dtype: torch.dtype) -> bool:
+    """Whether values of a dtype are interpolated; of others a point has one anchor's."""
+    return dtype.is_floating_point or dtype.is_complex

@@ -70,6 +70,13 @@ class Points:
         values = blend([_real(a) for a in self.anchors[name]], self.coefficients(name)[start:stop], dtype.to_real())
         return torch.view_as_complex(values) if dtype.is_complex else values
 
+    def whole(self, name: str) -> Tensor:
+        """One anchor's value at all points [P, *shape]: where a point is an anchor its own, elsewhere the last one's."""
+        rows = self.coefficients(name)
+        alone = (rows == 1) & ((rows != 0).sum(1, keepdim=True) == 1)
+        last = rows.shape[1] - 1
+        return torch.stack(self.anchors[name])[torch.where(alone.any(1), alone.int().argmax(1), last)]
+
     def vectors(self, names: Iterable[str], start: int, stop: int) -> dict[str, Tensor]:
         """Small tensors at points start..stop-1, [stop - start, *shape] each; those that move alike in one go."""
         found: dict[str, Tensor] = {}

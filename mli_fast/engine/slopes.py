@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from mli_fast.checkpoints.values import blends
 from mli_fast.criteria import Criterion
 from mli_fast.engine.guard import first_line
 from mli_fast.engine.network import Network
@@ -129,7 +130,7 @@ class Slopes:
             ValueError: the model or the criterion does something that PyTorch has no forward-mode derivative for.
         """
         values, directions = self._points.values(p), self._directions.values(p)
-        moving = {name: values[name] for name in self._points.moving}
+        moving = {name: values[name] for name in self._points.moving if blends(values[name].dtype)}
 
         def losses_and_outputs(moving: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             # copies made in here are the transform's own: the model may write to them
