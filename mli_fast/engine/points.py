@@ -71,7 +71,7 @@ class Points:
         return torch.view_as_complex(values) if dtype.is_complex else values
 
     def whole(self, name: str) -> Tensor:
-        """One anchor's value at all points [P, *shape]: where a point is an anchor its own, elsewhere the last one's."""
+        """One anchor's value at all points [P, *shape]: its own where a point is an anchor, else the last one's."""
         rows = self.coefficients(name)
         alone = (rows == 1) & ((rows != 0).sum(1, keepdim=True) == 1)
         last = rows.shape[1] - 1
