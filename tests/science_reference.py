@@ -28,7 +28,7 @@ Batches = Sequence[Any]
 
 
 def combine(anchors: Sequence[State], coefficients: Sequence[float]) -> State:
-    """`sum_r c_r anchor_r` in fp64; a coefficient of 0 leaves its anchor out; of integers an anchor's or the last one's."""
+    """`sum_r c_r anchor_r` in fp64, but anchors of coefficient 0; of integers one anchor's, or the last one's."""
     point = {}
     for name, last in anchors[-1].items():
         if last.is_floating_point():

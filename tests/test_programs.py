@@ -22,4 +22,4 @@ def test_random_networks_are_right_in_every_mode(part: int) -> None:
     assert not wrong, f"MLI_FAST_SEED={FIRST}, each alone: python -m tests.programs 1 SEED; {wrong}"
     right = [engine for verdict, engine in found.values() if verdict == "right"]
     assert len(right) > 0.8 * len(found), "few networks say anything"
-    assert right.count("plain") <= 0.02 * len(found), "networks are refused"
+    assert right.count("plain") <= 1, "networks are refused"
