@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +35,7 @@ class Scored:
     predictions: Tensor | None = None  # [A, B * terms] int64
     classes: int | None = None
     of_batch: bool = False  # the criterion gave one mean for the whole batch: no spread between examples is known
+    weights: Tensor | None = None  # [B * terms] float64, what the loss of each term counts for, where not all alike
 
     @property
     def terms(self) -> int:
@@ -240,6 +244,10 @@ class BinaryCrossEntropy(Criterion):
         return terms.reshape(len(targets), -1).mean(1)
 
 
+class NotAMeanWarning(UserWarning):
+    """A criterion gives one number per batch that is not the mean of its examples' losses."""
+
+
 class Custom(Criterion):
     """A callable (outputs, targets) -> losses [B], or a 0-d batch mean."""
 
@@ -247,9 +255,48 @@ class Custom(Criterion):
         self.function = function
         self.name = getattr(function, "__name__", type(function).__name__)
         self._classes: tuple[Any, bool] = (None, False)  # the targets last seen, and whether they are classes
+        self._split = False  # whether a batch has been scored in two halves
+
+    def calling(self, function: Function) -> Self:
+        """This criterion with another function, which does the same."""
+        other = copy.copy(self)
+        other.function = function
+        return other
 
     def check(self, outputs: Any, targets: Any, batch: int) -> None:
-        example_losses(self.name, self.function, copied(outputs), copied(targets), batch)
+        found, of_batch = example_losses(self.name, self.function, copied(outputs), copied(targets), batch)
+        _check_broadcast(self.name, self.function, outputs, targets, batch)
+        if of_batch and len(found) > 1 and not self._split:
+            self._split = True
+            self._check_mean(outputs, targets, float(found[0]), len(found))
+
+    def _check_mean(self, outputs: Any, targets: Any, whole: float, size: int) -> None:
+        """A batch's one number against those of its halves: a sum is refused, another thing than a mean warned of."""
+        if any(x.ndim == 0 or len(x) != size for x in tensors_in((outputs, targets))):
+            return  # which part of them belongs to which example is not known
+        k = (size + 1) // 2
+        try:
+            first, second = (
+                float(self.function(mapped(part, copied(outputs)), mapped(part, copied(targets))))
+                for part in (_part(slice(k)), _part(slice(k, None)))
+            )
+        except Exception:  # noqa: BLE001 - whatever a caller's function raises of half a batch
+            return
+        near = lambda x: math.isclose(x, whole, rel_tol=1e-4, abs_tol=1e-6)  # noqa: E731
+        if near((k * first + (size - k) * second) / size) or not math.isfinite(whole):
+            return
+        if near(first + second):
+            raise ValueError(
+                f"{self.name} returned the sum over the batch; a result of one number is taken as the mean of the "
+                "batch's examples: return one loss per example [B] (reduction='none'), or their mean"
+            )
+        warnings.warn(
+            f"{self.name} returned one number that is not the mean over the batch's examples (class weights, ignored "
+            "targets, or a loss of the batch as a whole): batches are averaged by their numbers of examples; for a "
+            "mean that does not depend on batches return one loss per example [B], or pass PyTorch's own module",
+            NotAMeanWarning,
+            stacklevel=2,
+        )
 
     def score(self, outputs: Any, targets: Any) -> Scored:
         rows, of_batch = losses_of_points(self.name, self.function, outputs, targets, None)
@@ -266,6 +313,26 @@ class Custom(Criterion):
 
     def losses(self, outputs: Any, targets: Any) -> Tensor:
         return example_losses(self.name, self.function, outputs, copied(targets), None)[0]
+
+
+def _part(rows: slice) -> Callable[[Any], Any]:
+    return lambda x: x[rows] if isinstance(x, Tensor) else x
+
+
+def _check_broadcast(name: str, function: Function, outputs: Any, targets: Any, batch: int) -> None:
+    """Refuse what pairs every example's output with every other's target: [B, 1] against [B]."""
+    pair = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+    if not pair or targets.ndim != 1 or outputs.shape != (len(targets), 1) or len(targets) < 2:
+        return
+    turned = targets.roll(1)  # a loss of pairs does not see in which order targets stand
+    if not targets.is_floating_point() or torch.equal(turned, targets) or bool((outputs == outputs[0]).all()):
+        return
+    given, other = (torch.as_tensor(function(copied(outputs), copied(y))) for y in (targets, turned))
+    if given.shape == other.shape and torch.allclose(given, other, rtol=1e-5, atol=0):
+        raise ValueError(
+            f"batch {batch}: {name} of outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} gives the "
+            "same for targets in another order: it broadcasts to [B, B]; give both one shape (outputs.squeeze(1))"
+        )
 
 
 def losses_of_points(
@@ -360,6 +427,8 @@ def criterion(given: str | Function) -> Criterion:
         if given not in NAMED:
             raise ValueError(f"criterion={given!r} is not one of {', '.join(map(repr, NAMED))}, nor a callable")
         return NAMED[given]()
+    if isinstance(given, type):
+        raise TypeError(f"criterion={given.__name__} is a class; pass an instance of it, {given.__name__}()")
     if callable(given):
         return Custom(given)
     raise TypeError(

@@ -26,7 +26,6 @@ from mli_fast.capture import of_outputs_alone
 from mli_fast.checkpoints import Anchors, Source, gather, load_state
 from mli_fast.checkpoints.values import blends
 from mli_fast.criteria import Custom
-from mli_fast.criteria import criterion as criterion_of
 from mli_fast.engine import Work, evaluate_all
 from mli_fast.engine.batches import checked_loader, checked_pair, cut, default_forward, is_pair
 from mli_fast.engine.calibration import calibrated
@@ -39,6 +38,7 @@ from mli_fast.engine.planner import Planner
 from mli_fast.engine.points import Points
 from mli_fast.engine.rows import bytes_per_example, rows_per_pass
 from mli_fast.engine.slopes import Slopes
+from mli_fast.losses import loss
 from mli_fast.ops.backend import Choice, requested, require, triton_version
 from mli_fast.ops.dispatch import KERNELS
 from mli_fast.options import PRECISIONS, Options
@@ -90,7 +90,7 @@ class Evaluation:
 
     def __init__(self, model: nn.Module, loader: Data, options: Options) -> None:
         self.options = options
-        self.criterion = criterion_of(options.criterion)
+        self.criterion = loss(options.criterion)
         self.device = options.place(model)
         require(options.backend, self.device)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: see Options.compile
@@ -262,7 +262,9 @@ class Evaluation:
         moving = {name: self.network.twins[name] for name in points.moving}
         criterion, (names, functions) = self.criterion, check_metrics(options.metrics)
         if isinstance(criterion, Custom):
-            criterion = Custom(of_outputs_alone(criterion.function, f"the criterion {criterion.name}", moving))
+            criterion = criterion.calling(
+                of_outputs_alone(criterion.function, f"the criterion {criterion.name}", moving)
+            )
         functions = {k: of_outputs_alone(f, f"the metric {k!r}", moving) for k, f in functions.items()}
         reducer = Reducer(criterion, names, functions, len(job.points), job.points if one_axis else None)
         slopes = None

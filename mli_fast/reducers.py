@@ -191,7 +191,8 @@ class Reducer:
         scored = self.criterion.score(outputs, targets)
         counted = scored.counted
         weights = None if counted is None and scored.terms == scored.examples else _terms(scored, counted)
-        found = Values(scored.examples, {"loss": _per_example(scored.losses, scored.examples)}, {"loss": weights})
+        own = weights if scored.weights is None else _per_example(scored.weights[None], scored.examples)[0]
+        found = Values(scored.examples, {"loss": _per_example(scored.losses, scored.examples)}, {"loss": own})
         found.late = late
         if scored.of_batch:
             found.no_spread.add("loss")
