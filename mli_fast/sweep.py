@@ -60,9 +60,9 @@ def sweep(
             `tol` wherever that can be checked. The data is then read once and kept in memory.
         criterion: "cross_entropy", "mse", "nll", "bce_with_logits", "causal_lm", a module of `torch.nn.modules.loss`
             (its mean over all terms of all batches, with its class weights, `ignore_index` and label smoothing), or a
-            callable (outputs, targets) -> per-example losses [B]; a 0-d result is taken as the batch mean. Of a model that returns something with
-            `.logits`, criterion and metrics are given these; `forward` gives them anything else. Both are functions of
-            their arguments alone.
+            callable (outputs, targets) -> per-example losses [B]; a 0-d result is taken as the batch mean. Of a model
+            that returns something with `.logits`, criterion and metrics are given these; `forward` gives them anything
+            else. Both are functions of their arguments alone.
         metrics: a dict name -> callable (outputs, targets) -> [B], or of these names. Per alpha: "accuracy",
             "class_loss", "class_accuracy", "prediction_histogram", "loss_slope" (d loss / d alpha, exact, by
             forward-mode differentiation), "flips" (share of examples whose prediction is not that at the alpha before),
