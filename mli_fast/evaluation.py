@@ -102,9 +102,10 @@ class Evaluation:
         self._held: dict[tuple[Path, str, int], Tensor] = {}
         self._once: dict[Any, Tensor] = {}
         self._order: list[str] | None = None
+        self._versions: list[tuple[str, Tensor, int]] = []
         if options.schedule is not None:
             schedules.check(self._model, options.schedule)  # before anything is read
-        self._warned = False
+        self._told: set[str] = set()
 
     def __enter__(self) -> Evaluation:
         tf32 = self.options.precision == "tf32"
@@ -143,8 +144,14 @@ class Evaluation:
         """
         if path not in self._gathered:
             states = [self._state(source, name) for source, name in zip(path.anchors, path.names, strict=True)]
-            self._gathered[path] = gather(self._model, states, path.names)
-            self._warn(self._gathered[path], path.names)
+            self._gathered[path] = gathered = gather(self._model, states, path.names)
+            self._versions += [
+                (f"{path.names[at if len(group) > 1 else -1]}: {name!r}", tensor, tensor._version)
+                for name, group in gathered.values.items()
+                for at, tensor in enumerate(group)
+                if not tensor.is_inference()
+            ]
+            self._warn(gathered, path.names)
         return self._gathered[path]
 
     def _state(self, source: Source, name: str) -> Source:
@@ -222,6 +229,9 @@ class Evaluation:
         progress = sys.stderr.isatty() if self.options.progress is None else self.options.progress
         planner = self._planner()
         evaluate_all(works, planner, batches, progress, share_cache)
+        changed = next((what for what, tensor, before in self._versions if tensor._version != before), None)
+        if changed is not None:
+            raise ValueError(f"{changed} was written to during the sweep (by training that goes on?); pass a copy")
         anchors = [[_named(s) for s in job.path.anchors] for job in jobs]
         self._ran: dict[str, Any] = {"anchors": anchors, "rows_per_pass": rows}
         self._ran |= _how_it_ran(works, planner, self._choice.used) | _of_checkpoints(list(self._gathered.values()))
@@ -276,8 +286,15 @@ class Evaluation:
                 )
             directions = self._points(job, anchors, path.derivatives(job.points), schedules.derivatives)
             slopes = Slopes(self.network, points, directions, criterion)
+        self._check_variances(points, job.points)
+        found = bool(batch_norms.batch_norms(self._model))
         if options.batch_norm in batch_norms.CALIBRATED:
+            before = len(points.tables)
             points = calibrated(options.batch_norm, self.network, points, self._calibration())
+            found = len(points.tables) > before
+        if options.batch_norm != "interpolate" and not found:
+            text = "found no batch norm with running statistics in this model: it changes nothing"
+            self._tell(f"batch_norm={options.batch_norm!r} {text}", UserWarning)
         chunk = None if options.chunk == "auto" else int(options.chunk)
         return Work(points, reducer, job.points, path.axes, slopes, chunk)
 
@@ -344,16 +361,13 @@ class Evaluation:
         return self._states["calibration"]
 
     def _warn(self, anchors: Anchors, called: Sequence[str]) -> None:
-        if self._warned:
-            return
         whole = [name for name in anchors.kept if not name.endswith("num_batches_tracked")]  # eval mode never reads it
-        self._warned = bool(anchors.nonfinite or whole)
         if whole:
-            text = (
+            self._tell(
                 f"{len(whole)} tensor(s) that are not floating-point differ between {' and '.join(called)}, the first "
-                f"is {whole[0]!r}: they are not blended; a point that is no anchor has those of {called[-1]}"
+                f"is {whole[0]!r}: they are not blended; a point that is no anchor has those of {called[-1]}",
+                UserWarning,
             )
-            warnings.warn(text, UserWarning, stacklevel=_caller())
         if not anchors.nonfinite:
             return
         name, where = next(iter(anchors.nonfinite.items()))
@@ -362,7 +376,27 @@ class Evaluation:
             f"{len(anchors.nonfinite)} tensor(s) hold NaN or Inf, the first is {name!r} in {which}; points that use "
             "them will be NaN, an endpoint that does not is exact"
         )
-        warnings.warn(text, NonFiniteWarning, stacklevel=_caller())
+        self._tell(text, NonFiniteWarning)
+
+    def _tell(self, text: str, kind: type[Warning]) -> None:
+        """Warn of something, once however many jobs there are."""
+        if text not in self._told:
+            self._told.add(text)
+            warnings.warn(text, kind, stacklevel=_caller())
+
+    def _check_variances(self, points: Points, at: Array) -> None:
+        """Warn of running variances that are negative at a point, as beyond the anchors: the loss is NaN there."""
+        names = [variance for _, variance in map(batch_norms.names_of, batch_norms.batch_norms(self._model))]
+        for name in (name for name in names if name in points.anchors):
+            anchors = points.anchors[name]
+            inside = len(anchors) == 1 or bool((points.coefficients(name) >= 0).all())
+            if inside and not any(bool((a < 0).any()) for a in anchors):
+                continue
+            below = (points.rows(name, 0, points.count) < 0).flatten(1).any(1)
+            if bool(below.any()):
+                where = at[int(below.int().argmax())]
+                self._tell(f"{name!r} is negative at {where}, and the loss NaN; see batch_norm=", NonFiniteWarning)
+                return
 
 
 class _Peeked:

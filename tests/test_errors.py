@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -468,3 +470,72 @@ def test_a_mean_of_unclear_many() -> None:
         c.sweep([0.0, 1.0], criterion=one_number, **options)
     assert_same = np.testing.assert_allclose
     assert_same(c.sweep([0.0, 1.0], criterion=each, **options).loss, c.sweep([0.0, 1.0]).loss, rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------- what is said, once
+
+
+def said_once(what: str, run: Callable[[], Any]) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run()
+    assert len([w for w in seen if re.search(what, str(w.message))]) == 1, [str(w.message) for w in seen]
+
+
+def normed() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4))
+
+
+def test_ends_in_the_same_memory() -> None:
+    c = case("mlp")
+    model = copy.deepcopy(c.model)
+    theta_0 = model.state_dict()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    said_once("theta_0 and theta_T are the same memory", lambda: c.sweep(3, theta_0=theta_0, theta_T=model))
+
+
+def test_an_end_that_is_trained_meanwhile() -> None:
+    c = case("mlp")
+    model = copy.deepcopy(c.model)
+
+    def batches() -> Iterator[Batch]:
+        for batch in c.batches:
+            with torch.no_grad():
+                model[0].weight.add_(0.1)  # type: ignore[operator]
+            yield batch
+
+    with pytest.raises(ValueError, match=r"theta_T: '0\.weight' was written to during the sweep"):
+        c.sweep(3, theta_T=model, loader=batches())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_codes_of_quantised_weights(dtype: torch.dtype) -> None:
+    c = case("mlp")
+    with pytest.raises(ValueError, match=rf"theta_T: '0\.weight' is {dtype}.*dequantise"):
+        c.sweep(3, theta_T=c.theta_T | {"0.weight": c.theta_T["0.weight"].to(dtype)})
+
+
+@pytest.mark.parametrize("policy", ["start", "end", "batch", "recalibrate", "recalibrate-ema", "update-bn"])
+def test_a_policy_without_a_batch_norm(policy: str) -> None:
+    c = case("mlp")
+    options = {} if policy in ("start", "end", "batch") else {"calibration": c.batches}
+    said_once(f"'{policy}' found no batch norm", lambda: c.sweep(3, batch_norm=policy, **options))
+
+
+def test_a_variance_that_becomes_negative() -> None:
+    ends, x = [normed(), normed()], torch.randn(9, 6)
+    ends[1][1].running_var.fill_(0.1)  # type: ignore[union-attr]
+    data = [(x, torch.arange(9) % 4)]
+    run = lambda alphas: lambda: mli_fast.layerwise(ends[0], *ends, data, alphas, progress=False)  # noqa: E731
+    said_once(r"'1.running_var' is negative at 4\.0", run([0.0, 1.0, 4.0, 5.0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run([0.0, 0.5, 1.0])()
+
+
+@pytest.mark.parametrize("given", [nn.CrossEntropyLoss, nn.MSELoss])
+def test_a_criterion_that_is_a_class(given: type) -> None:
+    with pytest.raises(TypeError, match=rf"criterion={given.__name__} is a class; pass an instance"):
+        case("mlp").sweep(3, criterion=given)

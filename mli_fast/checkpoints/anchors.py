@@ -1,5 +1,7 @@
 """Gathers the anchors of a sweep: every parameter's values in all checkpoints, blended, constant or whole."""
 
+import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 from .matching import Entry, match, model_entries
 from .reading import Source, load_state
-from .values import all_finite, blends, cast_exactly, plain, same_bits, wider
+from .values import CODES, all_finite, blends, cast_exactly, plain, same_bits, wider
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,7 @@ def gather(model: nn.Module, sources: Sequence[Source], names: Sequence[str] = (
         match(load_state(source, name), entries, _label(source, name))
         for source, name in zip(sources, names, strict=True)
     ]
+    _check_apart(sources, states, names)
     anchors = Anchors(values={}, count=len(sources))
     for entry in entries:
         _add(anchors, entry, [state[entry.name] for state in states], names)
@@ -67,6 +70,23 @@ def gather(model: nn.Module, sources: Sequence[Source], names: Sequence[str] = (
 
 def _label(source: Source, name: str) -> str:
     return name if isinstance(source, nn.Module | Mapping) else f"{name} ({str(source)!r})"
+
+
+def _check_apart(sources: Sequence[Source], states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
+    """Warn of anchors that were meant to be two and lie in the same memory."""
+    for (i, a), (j, b) in itertools.combinations(enumerate(states), 2):
+        pairs = [(a[name], b[name]) for name in a if blends(a[name].dtype) and a[name].numel()]
+        if sources[i] is not sources[j] and pairs and all(_address(x) == _address(y) for x, y in pairs):
+            warnings.warn(
+                f"{names[i]} and {names[j]} are the same memory, so that nothing moves between them: state_dict() is "
+                "no copy; keep one with {name: value.clone() for name, value in model.state_dict().items()}",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def _address(tensor: Tensor) -> int | None:
+    return tensor.data_ptr() or None if type(tensor) in (Tensor, nn.Parameter) else id(tensor)
 
 
 def _add(anchors: Anchors, entry: Entry, given: list[Tensor], names: Sequence[str]) -> None:
@@ -88,6 +108,12 @@ def _add(anchors: Anchors, entry: Entry, given: list[Tensor], names: Sequence[st
 def _in_one_dtype(entry: Entry, given: list[Tensor], names: Sequence[str]) -> list[Tensor]:
     """Bring the values to the widest dtype among them; the model decides only between float, complex and integer."""
     own, dtype = entry.tensor.dtype, wider(value.dtype for value in given)
+    for name, value in zip(names, given, strict=True):
+        if value.dtype in CODES and value.dtype != own and blends(own):
+            raise ValueError(
+                f"{name}: {entry.name!r} is {value.dtype} and the model's is {own}: codes of a quantised weight, whose "
+                "scales lie elsewhere, do not interpolate; dequantise the checkpoint first"
+            )
     if _kind(own) == _kind(dtype):
         return [value.to(dtype) for value in given]
     cast = [cast_exactly(value, own) for value in given]

@@ -9,6 +9,11 @@ from torch import Tensor
 _SCAN = 1 << 22  # elements looked at per step, so that scanning a large tensor needs no large temporary
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
+# What quantised weights are stored as
+CODES = frozenset(
+    {torch.int8, torch.uint8} | {d for d in vars(torch).values() if isinstance(d, torch.dtype) and d.itemsize == 1}
+) - {torch.bool}
+
 
 def plain(value: Tensor) -> Tensor:
     """Return ``value`` detached, contiguous and aligned; the storage stays the caller's unless that forces a copy.

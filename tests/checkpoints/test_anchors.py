@@ -139,7 +139,6 @@ WIDENED = {
     "bf16-half": (torch.bfloat16, torch.float16, torch.float32),
     "float-double": (torch.float32, torch.float64, torch.float64),
     "int-float": (torch.int64, torch.float32, torch.float32),
-    "float8-half": (torch.float8_e4m3fn, torch.float16, torch.float32),
 }
 
 
