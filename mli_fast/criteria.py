@@ -76,7 +76,13 @@ def _check_classes(name: str, outputs: Tensor, targets: Tensor, batch: int) -> L
     """Outputs [B, C, *terms] against targets [B, *terms]."""
     seen = f"outputs {tuple(outputs.shape)} {outputs.dtype}, targets {tuple(targets.shape)} {targets.dtype}"
     if not outputs.is_floating_point() or outputs.ndim < 2:
-        raise _fail(batch, f"{name} needs floating outputs [B, classes, ...]; saw {seen}")
+        hint = "; give the inputs a batch dimension" if outputs.ndim == 1 else ""
+        raise _fail(batch, f"{name} needs floating outputs [B, classes, ...]; saw {seen}{hint}")
+    if targets.is_floating_point() and targets.shape == outputs.shape:
+        raise _fail(
+            batch,
+            f"{name} needs integer class targets; saw {seen}; class probabilities: criterion=nn.CrossEntropyLoss()",
+        )
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise _fail(batch, f"{name} needs integer class targets; saw {seen}")
     if targets.shape != outputs.shape[:1] + outputs.shape[2:]:

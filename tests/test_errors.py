@@ -539,3 +539,34 @@ def test_a_variance_that_becomes_negative() -> None:
 def test_a_criterion_that_is_a_class(given: type) -> None:
     with pytest.raises(TypeError, match=rf"criterion={given.__name__} is a class; pass an instance"):
         case("mlp").sweep(3, criterion=given)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (lambda x: x.long(), r"inputs of shapes \(5, 6\), torch.int64; forward=.* precision="),
+        (list, r"inputs of shapes \[\(6,\), .*forward="),
+    ],
+    ids=["integers", "list of examples"],
+)
+def test_a_call_that_fails_says_what_the_model_was_given(inputs: Callable[[Any], Any], words: str) -> None:
+    c = case("mlp")
+    with pytest.raises((RuntimeError, TypeError)) as caught:
+        c.sweep(3, loader=[(inputs(x), y) for x, y in c.batches])
+    assert re.search(words, " ".join(caught.value.__notes__))
+
+
+def test_class_probabilities_name_the_criterion_that_takes_them() -> None:
+    c = case("mlp")
+    soft = [(x, nn.functional.one_hot(y, 4).float()) for x, y in c.batches]
+    with pytest.raises(ValueError, match=r"class probabilities: criterion=nn\.CrossEntropyLoss\(\)"):
+        c.sweep(3, loader=soft)
+    hard = c.sweep(3, criterion=nn.CrossEntropyLoss()).loss
+    given = c.sweep(3, loader=soft, criterion=nn.CrossEntropyLoss(), metrics=()).loss
+    np.testing.assert_allclose(given, hard, rtol=1e-6)
+
+
+def test_an_example_without_a_batch_dimension() -> None:
+    c = case("mlp")
+    with pytest.raises(ValueError, match="give the inputs a batch dimension"):
+        c.sweep(3, loader=[(c.batches[0][0][0], c.batches[0][1][0])])

@@ -101,7 +101,7 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
             raise ValueError(
                 f"the batch is a dict without 'labels' (it has {', '.join(map(repr, batch))}); use forward="
             )
-        return logits(model(**{k: v for k, v in batch.items() if k != "labels"})), batch["labels"]
+        return logits(_called(model, {k: v for k, v in batch.items() if k != "labels"})), batch["labels"]
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         what = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise ValueError(
@@ -109,11 +109,24 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
             "forward=lambda model, batch: (outputs, targets)"
         )
     inputs, targets = batch
-    if isinstance(inputs, Mapping):
-        return logits(model(**inputs)), targets
-    if isinstance(inputs, (tuple, list)):
-        return logits(model(*inputs)), targets
-    return logits(model(inputs)), targets
+    return logits(_called(model, inputs)), targets
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    """The model's outputs: of a mapping by name, of a tuple or list one by one; errors say what it was given."""
+    try:
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        if isinstance(inputs, (tuple, list)):
+            return model(*inputs)
+        return model(inputs)
+    except (RuntimeError, TypeError) as error:
+        dtypes = sorted({str(t.dtype) for t in tensors_in(inputs)})
+        error.add_note(
+            f"mli_fast: the model was called with inputs of shapes {shapes(inputs)}, {', '.join(dtypes)}; "
+            "forward=lambda model, batch: (outputs, targets) calls it otherwise, precision= casts floating inputs"
+        )
+        raise
 
 
 class Unreadable(Exception):
