@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product, takewhile
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -12,6 +13,7 @@ from .values import same_bits
 
 _STRIPPED = ("module.", "model.")  # DataParallel, Lightning; taken off when every key has them and the rest then fits
 _WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")  # stand anywhere in a name
+_MAY_LACK = ("num_batches_tracked", "position_ids")  # came and went between versions of PyTorch and transformers
 _SHOWN = 5
 
 
@@ -70,10 +72,16 @@ def match(state: Mapping[str, Tensor], entries: Sequence[Entry], label: str) -> 
     Raises:
         ValueError: Keys are missing or too many, tied names hold different values, or shapes differ.
     """
+    if "n_averaged" in state and all(key.startswith("module.") for key in state if key != "n_averaged"):
+        state = {key: value for key, value in state.items() if key != "n_averaged"}  # torch.optim's AveragedModel
     fit = _best_fit(state, entries)
-    if fit.missing or fit.excess:
+    own = {entry.name: _own(entry) for entry in entries if entry.name in fit.missing}
+    if any(value is None for value in own.values()) or any(_last(key) not in _MAY_LACK for key in fit.excess):
         raise ValueError(_misfit(fit, state, entries, label))
-    found = {entry.name: state[_tied_key(fit, state, entry, label)] for entry in entries}
+    found = {
+        entry.name: value if (value := own.get(entry.name)) is not None else state[_tied_key(fit, state, entry, label)]
+        for entry in entries
+    }
     wrong = [
         f"{entry.name!r} has shape {tuple(found[entry.name].shape)}, the model's has {tuple(entry.tensor.shape)}"
         for entry in entries
@@ -83,6 +91,17 @@ def match(state: Mapping[str, Tensor], entries: Sequence[Entry], label: str) -> 
         more = f"; {len(wrong)} shapes differ in all" if len(wrong) > _SHOWN else ""
         raise ValueError(f"{label} does not fit the model: {'; '.join(wrong[:_SHOWN])}{more}")
     return found
+
+
+def _own(entry: Entry) -> Tensor | None:
+    """The value where a checkpoint has none, as when PyTorch loads it; None where that would be a misfit."""
+    if _last(entry.name) == "num_batches_tracked":
+        return torch.zeros_like(entry.tensor, device="cpu")
+    return None if _last(entry.name) not in _MAY_LACK or entry.tensor.is_meta else entry.tensor.detach()
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -192,3 +192,44 @@ def test_transformers_folders(tmp_path: Path) -> None:
         for value, model in zip(values, models[1:], strict=False):
             assert torch.equal(value, model.get_parameter(name)), name
     assert len(anchors.values["transformer.wte.weight"]) == 2
+
+
+class Positioned(nn.Module):
+    """With a counter and positions, as old and new versions of libraries save or leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("position_ids", torch.arange(4))
+
+
+@pytest.mark.parametrize("name", ["norm.num_batches_tracked", "position_ids"])
+def test_counters_and_positions_may_be_on_one_side_alone(name: str) -> None:
+    model, other = Positioned(), Positioned()
+    other.norm.weight.data.fill_(2)
+    lacking = {key: value for key, value in other.state_dict().items() if key != name}
+    anchors = gather(model, [lacking, other])
+    assert len(anchors.values["norm.weight"]) == 1
+    assert torch.equal(anchors.values[name][0], other.state_dict()[name])
+    assert (
+        "position_ids"
+        not in gather(
+            nn.BatchNorm1d(3), [{**nn.BatchNorm1d(3).state_dict(), "position_ids": torch.arange(2)}], ["theta"]
+        ).values
+    )
+    with torch.device("meta"):
+        empty = Positioned()
+    if name == "position_ids":
+        with pytest.raises(ValueError, match="1 of the model's 6 keys missing: 'position_ids'"):
+            gather(empty, [lacking], ["theta"])
+    with pytest.raises(ValueError, match=r"keys missing: 'norm\.bias'"):
+        gather(model, [{key: value for key, value in lacking.items() if key != "norm.bias"}], ["theta"])
+
+
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_an_averaged_model(as_mapping: bool) -> None:
+    model = nn.Linear(2, 2)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    averaged.update_parameters(nn.Linear(2, 2))
+    found = gather(nn.Linear(2, 2), [averaged.state_dict() if as_mapping else averaged], ["theta"]).values
+    assert torch.equal(found["weight"][0], averaged.module.weight)
