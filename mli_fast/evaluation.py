@@ -294,7 +294,7 @@ class Evaluation:
             found = len(points.tables) > before
         if options.batch_norm != "interpolate" and not found:
             text = "found no batch norm with running statistics in this model: it changes nothing"
-            self._tell(f"batch_norm={options.batch_norm!r} {text}", UserWarning)
+            self._tell("batch norms", f"batch_norm={options.batch_norm!r} {text}")
         chunk = None if options.chunk == "auto" else int(options.chunk)
         return Work(points, reducer, job.points, path.axes, slopes, chunk)
 
@@ -364,9 +364,9 @@ class Evaluation:
         whole = [name for name in anchors.kept if not name.endswith("num_batches_tracked")]  # eval mode never reads it
         if whole:
             self._tell(
+                "whole",
                 f"{len(whole)} tensor(s) that are not floating-point differ between {' and '.join(called)}, the first "
                 f"is {whole[0]!r}: they are not blended; a point that is no anchor has those of {called[-1]}",
-                UserWarning,
             )
         if not anchors.nonfinite:
             return
@@ -376,12 +376,12 @@ class Evaluation:
             f"{len(anchors.nonfinite)} tensor(s) hold NaN or Inf, the first is {name!r} in {which}; points that use "
             "them will be NaN, an endpoint that does not is exact"
         )
-        self._tell(text, NonFiniteWarning)
+        self._tell("values", text, NonFiniteWarning)
 
-    def _tell(self, text: str, kind: type[Warning]) -> None:
-        """Warn of something, once however many jobs there are."""
-        if text not in self._told:
-            self._told.add(text)
+    def _tell(self, of: str, text: str, kind: type[Warning] = UserWarning) -> None:
+        """Warn of something, once however many jobs and paths there are."""
+        if of not in self._told:
+            self._told.add(of)
             warnings.warn(text, kind, stacklevel=_caller())
 
     def _check_variances(self, points: Points, at: Array) -> None:
@@ -395,7 +395,8 @@ class Evaluation:
             below = (points.rows(name, 0, points.count) < 0).flatten(1).any(1)
             if bool(below.any()):
                 where = at[int(below.int().argmax())]
-                self._tell(f"{name!r} is negative at {where}, and the loss NaN; see batch_norm=", NonFiniteWarning)
+                text = f"{name!r} is negative at {where}, and the loss NaN; see batch_norm="
+                self._tell("variances", text, NonFiniteWarning)
                 return
 
 

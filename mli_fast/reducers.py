@@ -275,7 +275,10 @@ class Reducer:
         for name, values in rows.items():
             self._means.setdefault(name, Mean()).add(values, of_all.weights.get(name))
         if self.points > 1:
-            self._step.add(rows["loss"].diff(dim=0), of_all.weights["loss"])
+            losses = rows["loss"]
+            if self._alphas is not None:
+                losses = losses[torch.from_numpy(np.argsort(self._alphas, kind="stable")).to(losses.device)]
+            self._step.add(losses.diff(dim=0), of_all.weights["loss"])
         self._no_spread |= of_all.no_spread
         for name, sums in of_all.class_sums.items():
             self._class_sums[name] = sums + self._class_sums.get(name, 0)
@@ -319,8 +322,11 @@ class Reducer:
             found[functionals.CKA] = ("point",), similarities
         if self._is_line:
             known = self._step.n and "loss" not in self._no_spread
-            found["loss_step"] = ("point",), np.append(np.nan, self._step.value) if self._step.n else unknown
-            found["loss_step_stderr"] = ("point",), np.append(np.nan, self._step.stderr) if known else unknown
+            assert self._alphas is not None
+            place = np.argsort(np.argsort(self._alphas, kind="stable"), kind="stable")
+            steps = np.append(np.nan, self._step.value)[place] if self._step.n else unknown
+            found["loss_step"] = ("point",), steps
+            found["loss_step_stderr"] = ("point",), np.append(np.nan, self._step.stderr)[place] if known else unknown
         if "accuracy" in self.names and "accuracy" not in found:
             found["accuracy"] = found["accuracy_stderr"] = ("point",), unknown
         if self._class_counts is not None:

@@ -168,3 +168,12 @@ def test_what_is_not_blended_is_an_ends_own_there(engine: str) -> None:
     plain = [F.cross_entropy(model(x), y).item() for model in (ends[0], middle, ends[1])]
     np.testing.assert_allclose(result.loss, plain, rtol=1e-6)
     assert list(result.provenance["kept"]) == ["mask"]
+
+
+def test_steps_are_from_the_alpha_before_whatever_the_order() -> None:
+    c, alphas = case("mlp"), [0.7, 0.0, 1.0, 0.4]
+    ascending, given = c.sweep(sorted(alphas)), c.sweep(alphas)
+    order = np.argsort(alphas)
+    for name in ("loss_step", "loss_step_stderr"):
+        np.testing.assert_array_equal(np.asarray(given[name])[order], ascending[name])
+    assert np.isnan(given["loss_step"][1])
