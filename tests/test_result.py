@@ -127,21 +127,6 @@ def test_csv_can_be_read_as_a_plain_table(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(table, result.to_dataframe())
 
 
-def test_saving_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "curve.json"
-    make_result().save(path)
-    before = path.read_bytes()
-
-    def fail(*_, **__) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(OSError, match="disk full"):
-        make_result([9.0, 8.0]).save(path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["curve.json"]
-
-
 def test_saving_through_a_link_keeps_the_link(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
     make_result().save(tmp_path / "link.json")

@@ -340,6 +340,7 @@ class SweepResult:
         Raises:
             ValueError: If the suffix is not one of these, or a variable cannot be stored.
             FileNotFoundError: If the folder to write into does not exist.
+            OSError: If it cannot be written, such as on a full disk.
         """
         save_dataset(self.dataset, path)
 
@@ -378,6 +379,8 @@ class SweepResult:
 def load(path: str | os.PathLike[str]) -> SweepResult:
     """Read a result that ``SweepResult.save`` wrote.
 
+    A ``.nc`` without a checksum, by an earlier version or another program, is read in a process of its own.
+
     Args:
         path: ``.nc``, ``.json`` or ``.csv``.
 
@@ -386,7 +389,7 @@ def load(path: str | os.PathLike[str]) -> SweepResult:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the suffix is not a known one, or the file is damaged or not a result.
+        ValueError: If the suffix is not a known one, or the file is damaged, refers to others or is not a result.
     """
     dataset = load_dataset(path)
     try:

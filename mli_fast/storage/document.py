@@ -6,27 +6,29 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from mli_fast.storage.netcdf import check_texts
+
 FORMAT = "mli_fast.result"
 VERSION = 1
 _NAN_BITS = 0x7FF8000000000000
+_DTYPES = {"str", "bool", *(np.dtype(code).name for code in "bhilqBHILQefd")}
 
 
-def write_json(dataset: xr.Dataset, path: Path) -> None:
-    """Write all variables, with what strict JSON cannot say as text."""
+def write_json(dataset: xr.Dataset) -> bytes:
+    """All variables, with what strict JSON cannot say as text."""
     document = header_of(dataset)
     document["variables"] = {str(name): pack(variable) for name, variable in dataset.variables.items()}
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
 
 
-def read_json(path: Path) -> xr.Dataset:
+def read_json(content: bytes) -> xr.Dataset:
     """Read what ``write_json`` wrote."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = json.loads(content.decode())
     check_header(document)
     sizes = document["sizes"]
     return assemble(document, {name: unpack(packed, sizes) for name, packed in document["variables"].items()})
@@ -85,11 +87,25 @@ def pack(variable: xr.Variable) -> dict[str, Any]:
 def unpack(packed: Mapping[str, Any], sizes: Mapping[str, int]) -> xr.Variable:
     """The variable that ``pack`` was given, from the document's sizes of dimensions."""
     floating = packed["dtype"].startswith("float")
-    data = np.array(_decode(packed["data"]) if floating else packed["data"], dtype=packed["dtype"])
+    data = array_of(_decode(packed["data"]) if floating else packed["data"], packed["dtype"])
     if data.size == 0:
         # Nested lists do not say the sizes that follow one of zero.
         data = data.reshape([sizes[dim] for dim in packed["dims"]])
     return xr.Variable(packed["dims"], data, packed["attrs"])
+
+
+def array_of(data: Any, dtype: str) -> np.ndarray[Any, Any]:
+    """Nested lists as an array."""
+    check_dtype(dtype)
+    if dtype == "str":
+        check_texts(np.array(data, dtype=object).ravel().tolist())
+    return np.array(data, dtype=dtype)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ValueError unless it is one that ``pack`` writes; others may ask for any memory."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of a result")
 
 
 def _encode(value: Any) -> Any:

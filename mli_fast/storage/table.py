@@ -7,18 +7,27 @@ import io
 import itertools
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from mli_fast.storage.document import assemble, check_header, header_of, number_to_text, pack, text_to_value, unpack
+from mli_fast.storage.document import (
+    array_of,
+    assemble,
+    check_dtype,
+    check_header,
+    header_of,
+    number_to_text,
+    pack,
+    text_to_value,
+    unpack,
+)
 from mli_fast.storage.layout import all_columns, labels, layout_of, on_points
 
 
-def write_csv(dataset: xr.Dataset, path: Path) -> None:
-    """Write what lies on all point dimensions as columns, and all else into the header line.
+def write_csv(dataset: xr.Dataset) -> bytes:
+    """What lies on all point dimensions as columns, and all else in the header line.
 
     A coordinate that lies on a part of them is in the header too, and as a column only for who reads the table.
     """
@@ -35,13 +44,12 @@ def write_csv(dataset: xr.Dataset, path: Path) -> None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([name for name, _ in table])
     writer.writerows(zip(*(_texts(values) for _, values in table), strict=True))
-    path.write_text(f"# {json.dumps(header, allow_nan=False)}\n{buffer.getvalue()}", encoding="utf-8", newline="")
+    return f"# {json.dumps(header, allow_nan=False)}\n{buffer.getvalue()}".encode()
 
 
-def read_csv(path: Path) -> xr.Dataset:
-    """Read what ``write_csv`` wrote; ValueError, saying what does not fit, if the file is not whole."""
-    with path.open(encoding="utf-8", newline="") as file:
-        first, *lines = file
+def read_csv(content: bytes) -> xr.Dataset:
+    """Read what ``write_csv`` wrote; ValueError, saying what does not fit, if it is not whole."""
+    first, *lines = io.StringIO(content.decode(), newline="")
     if not first.startswith("# {"):
         raise ValueError("its first line is not the '# {...}' header that describes the columns")
     header = json.loads(first[2:])
@@ -58,17 +66,21 @@ def read_csv(path: Path) -> xr.Dataset:
     sizes = header["sizes"]
     variables = {name: unpack(packed, sizes) for name, packed in header["variables"].items()}
     for name, packed in header["columns"].items():
+        check_dtype(packed["dtype"])
         others = [dim for dim in packed["dims"] if dim not in points]
         shape = [sizes[dim] for dim in others]
         texts = list(itertools.islice(columns, math.prod(shape)))
         if len(texts) < math.prod(shape):
             raise ValueError(f"fewer columns than its header describes, {name!r} is not whole")
         data = [[text_to_value(text, packed["dtype"]) for text in column] for column in texts]
-        array = np.array(data, dtype=packed["dtype"]).reshape([*shape, *(sizes[dim] for dim in points)])
+        array = array_of(data, packed["dtype"]).reshape([*shape, *(sizes[dim] for dim in points)])
         variables[name] = xr.Variable([*others, *points], array, packed["attrs"]).transpose(*packed["dims"])
     if next(columns, None) is not None:
         raise ValueError("more columns than its header describes")
     dataset = assemble(header, variables)
+    # Before the labels are repeated for each point.
+    if math.prod(dataset.sizes[dim] for dim in layout_of(dataset)) != len(rows):
+        raise ValueError(f"{len(rows)} rows, but its coordinates make {dict(dataset.sizes)}")
     for (name, values), texts in zip(labels(dataset), found_labels, strict=True):
         if _texts(values) != list(texts):
             raise ValueError(f"its rows are not in the order they were written in: column {name!r} differs")
