@@ -1,20 +1,29 @@
-"""Reads what a checkpoint file or a folder of shards holds, running no code from it and copying no mapped file."""
+"""Reads what a checkpoint file or a folder of shards holds: no code of it is run, and large files are not copied."""
 
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .archive import UnsafeError, check_legacy, check_zip
+
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+COPIED = 256 << 20  # bytes up to which a checkpoint is copied: a map of a file that is truncated later ends the process
+MOST_TENSORS = 100_000  # in one safetensors file
+LONGEST_HEADER = 16 << 20  # bytes of its header
+LONGEST_INDEX = 32 << 20  # bytes of an index of shards
 _WHOLE_MODEL = ("model.safetensors", "pytorch_model.bin")  # preferred: training_args.bin may lie beside
-_ZIP_MAGIC = b"PK\x03\x04"
 _NEEDS_CODE = re.compile(r"GLOBAL|TorchScript|Trying to (?:call|instantiate)|Can only (?:build|create)", re.IGNORECASE)
+_ZIP_MAGIC = b"PK\x03\x04"
 _WAY_OUT = (
     "Way out: write its tensors to a .safetensors file, or, if you trust the file, load it yourself with "
     "torch.load(..., weights_only=False) and pass the state dict."
@@ -26,46 +35,74 @@ class CheckpointNotFoundError(FileNotFoundError, ValueError):
 
 
 def read_path(path: str | os.PathLike[str]) -> Any:
-    """Return the object that a checkpoint file or folder holds, tensors on the CPU and mapped where the format allows.
+    """Return the object that a checkpoint file or folder holds, tensors on the CPU.
+
+    Checkpoints of more than `COPIED` bytes are mapped where the format allows. A map ends the process (SIGBUS) where
+    the file is truncated while it is in use, which cannot be caught.
 
     Args:
         path: A file that torch.save wrote, a .safetensors file, or a folder with an index of shards or one checkpoint.
 
     Raises:
-        ValueError: The path is missing (then also a FileNotFoundError), unreadable, truncated, corrupt, ambiguous, or
-            needs code to be run; the message begins with the path as given.
+        ValueError: The path is missing (then also a FileNotFoundError), unreadable, truncated, corrupt, ambiguous, of
+            another format, or needs code to be run; the message begins with the path as given.
     """
-    place = Path(path).expanduser()
     given = os.fspath(path)
-    if not place.exists():
-        raise CheckpointNotFoundError(f"{given}: no such file or folder")
     try:
+        place = Path(path).expanduser()
+        if not place.exists():
+            raise CheckpointNotFoundError(f"{given}: no such file or folder")
         return _read_folder(place, given) if place.is_dir() else _read_file(place, given)
     except CheckpointNotFoundError:
         raise
     except OSError as error:
         raise ValueError(f"{given}: cannot be read: {error}") from error
+    except ValueError as error:
+        if str(error).startswith(given):
+            raise
+        raise ValueError(f"{given}: cannot be read: {error}") from error
+    except Exception as error:  # such as RecursionError: bad input is a ValueError, whatever it does
+        raise ValueError(f"{given}: cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _read_file(place: Path, given: str) -> Any:
-    if place.stat().st_size == 0:
+def _read_file(place: Path, given: str, size: int | None = None) -> Any:
+    """Read one file; ``size`` is that of the whole checkpoint, where the file is a part."""
+    found = place.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{given}: not a regular file, but a device, a pipe or a socket")
+    if found.st_size == 0:
         raise ValueError(f"{given}: the file is empty")
-    return _read_safetensors(place, given) if place.suffix == ".safetensors" else _read_torch(place, given)
+    kind = "safetensors" if place.suffix == ".safetensors" else _kind_of(place)
+    mapped = (found.st_size if size is None else size) > COPIED and kind != "torch"
+    read = _read_safetensors if kind == "safetensors" else _read_torch
+    return read(place, given, mapped)
 
 
-def _read_safetensors(place: Path, given: str) -> dict[str, Tensor]:
+def _read_safetensors(place: Path, given: str, mapped: bool) -> dict[str, Tensor]:
+    with place.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        count = file.read(min(length, LONGEST_HEADER)).count(b'"data_offsets"')
+    if LONGEST_HEADER < length <= place.stat().st_size or count > MOST_TENSORS:
+        raise ValueError(
+            f"{given}: its header of {length} bytes lists more tensors than are read ({MOST_TENSORS} in "
+            f"{LONGEST_HEADER} bytes); split the file into shards with an index"
+        )
     try:
-        with safe_open(place, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is not a mapping)
+        if not mapped:
+            with suppress(KeyError):  # a dtype that only safe_open knows
+                return safetensors.torch.load(place.read_bytes())
+        with safe_open(place, framework="pt", device="cpu") as opened:
+            found = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  (it is not a mapping)
+        return found if mapped else {key: value.clone() for key, value in found.items()}
     except SafetensorError as error:
         raise ValueError(f"{given}: not a complete safetensors file (truncated or corrupt): {error}") from error
 
 
-def _read_torch(place: Path, given: str) -> Any:
-    with place.open("rb") as file:
-        zipped = file.read(4) == _ZIP_MAGIC
+def _read_torch(place: Path, given: str, mapped: bool) -> Any:
     try:
-        return torch.load(place, map_location="cpu", weights_only=True, mmap=zipped)
+        return torch.load(place, map_location="cpu", weights_only=True, mmap=_checked(place) and mapped)
+    except UnsafeError as error:
+        raise ValueError(f"{given}: {error}") from error
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
         text = str(error)
         if _NEEDS_CODE.search(text):
@@ -77,6 +114,24 @@ def _read_torch(place: Path, given: str) -> Any:
             f"{given}: not a complete file of torch.save (truncated, corrupt or another format): "
             f"{type(error).__name__}: {reason}"
         ) from error
+
+
+def _kind_of(place: Path) -> str:
+    with place.open("rb") as file:
+        return "zip" if file.read(4) == _ZIP_MAGIC else "torch"
+
+
+def _checked(place: Path) -> bool:
+    """Check a file of torch.save without running it, and return whether it may be mapped."""
+    try:
+        if _kind_of(place) == "zip":
+            return check_zip(place)
+        check_legacy(place)
+    except UnsafeError:
+        raise
+    except Exception:  # noqa: BLE001  damaged, or in need of code: torch.load, which copies then, says what is wrong
+        return False
+    return False
 
 
 def _read_folder(folder: Path, given: str) -> Any:
@@ -97,7 +152,9 @@ def _read_folder(folder: Path, given: str) -> Any:
 def _read_shards(folder: Path, index: Path, given: str) -> dict[str, Tensor]:
     given = f"{given} ({index.name})"
     places = _weight_map(index, given)
-    shards = {name: _read_shard(folder, name, given) for name in sorted(set(places.values()))}
+    found = {name: _shard(folder, name, given) for name in sorted(set(places.values()))}
+    size = sum(place.stat().st_size for place in found.values())
+    shards = {name: _read_shard(place, name, given, size) for name, place in found.items()}
     absent = [key for key, name in places.items() if key not in shards[name]]
     if absent:
         raise ValueError(
@@ -108,9 +165,12 @@ def _read_shards(folder: Path, index: Path, given: str) -> dict[str, Tensor]:
 
 
 def _weight_map(index: Path, given: str) -> dict[str, str]:
+    found = index.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > LONGEST_INDEX:
+        raise ValueError(f"{given}: the index is not a regular file of at most {LONGEST_INDEX} bytes")
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{given}: the index is not valid JSON (truncated or corrupt): {error}") from error
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
@@ -118,12 +178,16 @@ def _weight_map(index: Path, given: str) -> dict[str, str]:
     return places
 
 
-def _read_shard(folder: Path, name: str, given: str) -> Mapping[str, Tensor]:
+def _shard(folder: Path, name: str, given: str) -> Path:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{given}: the index points outside its folder: {name!r}")
     if not (folder / name).is_file():
         raise CheckpointNotFoundError(f"{given}: the shard {name!r} is missing from the folder")
-    shard = _read_file(folder / name, f"{given}: shard {name}")
+    return folder / name
+
+
+def _read_shard(place: Path, name: str, given: str, size: int) -> Mapping[str, Tensor]:
+    shard = _read_file(place, f"{given}: shard {name}", size)
     if not isinstance(shard, Mapping):
         raise ValueError(f"{given}: the shard {name!r} holds a {type(shard).__name__}, not a state dict")
     return shard

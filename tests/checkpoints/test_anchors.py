@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mli_fast.checkpoints import Anchors, gather
+from mli_fast.checkpoints import Anchors, files, gather
 from tests.checkpoints.cases import conv_bn, mlp, state_of
 
 
@@ -25,7 +25,8 @@ def mapped_file(tensor: Tensor) -> str:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux to see mappings")
 @pytest.mark.parametrize("name", ["big.safetensors", "big.pt"])
-def test_files_are_mapped_not_read(name: str, tmp_path: Path) -> None:
+def test_large_files_are_mapped_not_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "COPIED", 1 << 20)
     path, state = tmp_path / name, {"weight": torch.randn(700, 600), "bias": torch.randn(700)}
     save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
     anchors = gather(nn.Linear(600, 700), [path, {key: value + 1 for key, value in state.items()}])
