@@ -23,7 +23,7 @@ from mli_fast import batch_norm as batch_norms
 from mli_fast import functionals, native, schedules, version
 from mli_fast.buffers import reused
 from mli_fast.capture import of_outputs_alone
-from mli_fast.checkpoints import Anchors, Source, gather, load_state
+from mli_fast.checkpoints import Anchors, Source, gather, load_state, unchanged_files
 from mli_fast.checkpoints.values import blends
 from mli_fast.criteria import Custom
 from mli_fast.engine import Work, evaluate_all
@@ -115,6 +115,7 @@ class Evaluation:
                 random_state_kept(),
                 torch.inference_mode(False),
                 torch.no_grad(),
+                unchanged_files(),
             ]
             contexts.append(without_autocast({"cpu", self.device.type}))
             for context in contexts:

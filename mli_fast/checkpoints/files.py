@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .archive import UnsafeError, check_legacy, check_zip
+from .changes import unchanged_file
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 COPIED = 256 << 20  # bytes up to which a checkpoint is copied: a map of a file that is truncated later ends the process
@@ -74,8 +75,9 @@ def _read_file(place: Path, given: str, size: int | None = None) -> Any:
         raise ValueError(f"{given}: the file is empty")
     kind = "safetensors" if place.suffix == ".safetensors" else _kind_of(place)
     mapped = (found.st_size if size is None else size) > COPIED and kind != "torch"
-    read = _read_safetensors if kind == "safetensors" else _read_torch
-    return read(place, given, mapped)
+    with unchanged_file(place, given, mapped):
+        read = _read_safetensors if kind == "safetensors" else _read_torch
+        return read(place, given, mapped)
 
 
 def _read_safetensors(place: Path, given: str, mapped: bool) -> dict[str, Tensor]:

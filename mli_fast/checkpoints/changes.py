@@ -1,0 +1,81 @@
+"""Notices that a checkpoint file was written to while it was read, or while its mapped values were in use."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+
+@dataclass
+class _Open:
+    """Files whose maps are in use, each with what messages call it and its size and time of writing at the start."""
+
+    files: list[tuple[IO[bytes], str, tuple[int, int]]] = field(default_factory=list)
+    closing: ExitStack = field(default_factory=ExitStack)
+
+
+_open: ContextVar[_Open | None] = ContextVar("_open", default=None)
+
+
+@contextmanager
+def unchanged_files() -> Iterator[None]:
+    """At its end, compare the files that were mapped within it with what they were when they were opened.
+
+    A file that another one has replaced (renamed to its name) or that was removed still has its values: it is the
+    one mapped that is compared.
+
+    Raises:
+        ValueError: One was written to, so that what was computed from it is of no certain weights.
+    """
+    opened = _Open()
+    token = _open.set(opened)
+    with opened.closing:
+        try:
+            yield
+        finally:
+            _open.reset(token)
+        for file, given, before in opened.files:
+            _compare(_written(file), before, given)
+
+
+@contextmanager
+def unchanged_file(place: Path, given: str, mapped: bool) -> Iterator[None]:
+    """Compare a file that is read within it; a mapped one once more at the end of `unchanged_files`.
+
+    Raises:
+        ValueError: It was written to or replaced.
+    """
+    opened = _open.get()
+    with ExitStack() as closing:
+        file = closing.enter_context(place.open("rb"))
+        before = _written(file)
+        try:
+            yield
+        except Exception:
+            _compare(_written(file), before, given)  # that is why it could not be read
+            raise
+        _compare(_written(file), before, given)
+        _compare(_which(os.stat(place)), _which(os.fstat(file.fileno())), given)
+        if mapped and opened is not None:
+            opened.files.append((file, given, before))
+            opened.closing.push(closing.pop_all())
+
+
+def _written(file: IO[bytes]) -> tuple[int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
+def _which(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _compare(now: tuple[int, int], before: tuple[int, int], given: str) -> None:
+    if now != before:
+        raise ValueError(
+            f"{given}: the file was changed while it was read, so its values may be of two states: write checkpoints "
+            "to a new name and rename them, or copy this one first"
+        )
