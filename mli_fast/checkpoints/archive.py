@@ -11,6 +11,8 @@ from typing import IO, Any, ClassVar, NamedTuple
 
 import torch
 
+from .formats import foreign_zip
+
 MOST_RECORDS = 200_000
 MOST_PICKLED = 64 << 20  # bytes of a pickle, which holds no weights
 MOST_STEPS = 8_000_000  # reads of a pickle, of which a tensor takes about 50
@@ -48,6 +50,9 @@ def check_zip(place: Path) -> bool:
     """
     with zipfile.ZipFile(place) as archive:
         records = archive.infolist()
+        said = foreign_zip([record.filename for record in records[:1000]])
+        if said is not None:
+            raise UnsafeError(said)
         _check_directory(records, place)
         as_it_is = all(_is_as_it_is(record) for record in records)
         if as_it_is:

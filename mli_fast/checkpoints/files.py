@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .archive import UnsafeError, check_legacy, check_zip
 from .changes import unchanged_file
+from .formats import foreign_folder, kind_of, run_folder
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 COPIED = 256 << 20  # bytes up to which a checkpoint is copied: a map of a file that is truncated later ends the process
@@ -24,7 +25,7 @@ LONGEST_HEADER = 16 << 20  # bytes of its header
 LONGEST_INDEX = 32 << 20  # bytes of an index of shards
 _WHOLE_MODEL = ("model.safetensors", "pytorch_model.bin")  # preferred: training_args.bin may lie beside
 _NEEDS_CODE = re.compile(r"GLOBAL|TorchScript|Trying to (?:call|instantiate)|Can only (?:build|create)", re.IGNORECASE)
-_ZIP_MAGIC = b"PK\x03\x04"
+_SHARD = re.compile(r"-\d+-of-(?!0*1\.)\d+\.")  # of several
 _WAY_OUT = (
     "Way out: write its tensors to a .safetensors file, or, if you trust the file, load it yourself with "
     "torch.load(..., weights_only=False) and pass the state dict."
@@ -73,7 +74,10 @@ def _read_file(place: Path, given: str, size: int | None = None) -> Any:
         raise ValueError(f"{given}: not a regular file, but a device, a pipe or a socket")
     if found.st_size == 0:
         raise ValueError(f"{given}: the file is empty")
-    kind = "safetensors" if place.suffix == ".safetensors" else _kind_of(place)
+    try:
+        kind = kind_of(place)
+    except ValueError as error:
+        raise ValueError(f"{given}: {error}") from error
     mapped = (found.st_size if size is None else size) > COPIED and kind != "torch"
     with unchanged_file(place, given, mapped):
         read = _read_safetensors if kind == "safetensors" else _read_torch
@@ -102,7 +106,11 @@ def _read_safetensors(place: Path, given: str, mapped: bool) -> dict[str, Tensor
 
 def _read_torch(place: Path, given: str, mapped: bool) -> Any:
     try:
-        return torch.load(place, map_location="cpu", weights_only=True, mmap=_checked(place) and mapped)
+        mapped = _checked(place) and mapped
+        if place.suffix != ".safetensors":
+            return torch.load(place, map_location="cpu", weights_only=True, mmap=mapped)
+        with place.open("rb") as file:  # by its name torch.load would take it for safetensors
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except UnsafeError as error:
         raise ValueError(f"{given}: {error}") from error
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
@@ -118,15 +126,10 @@ def _read_torch(place: Path, given: str, mapped: bool) -> Any:
         ) from error
 
 
-def _kind_of(place: Path) -> str:
-    with place.open("rb") as file:
-        return "zip" if file.read(4) == _ZIP_MAGIC else "torch"
-
-
 def _checked(place: Path) -> bool:
     """Check a file of torch.save without running it, and return whether it may be mapped."""
     try:
-        if _kind_of(place) == "zip":
+        if kind_of(place) == "zip":
             return check_zip(place)
         check_legacy(place)
     except UnsafeError:
@@ -144,7 +147,16 @@ def _read_folder(folder: Path, given: str) -> Any:
     if preferred:
         return _read_shards(folder, preferred[0], given)
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
-    chosen = next(([file] for name in _WHOLE_MODEL for file in files if file.name == name), files)
+    whole = next(([file] for name in _WHOLE_MODEL for file in files if file.name == name), None)
+    chosen = files if whole is None else whole
+    said = None if whole else foreign_folder(folder) or (run_folder(folder) if not files else None)
+    if said is not None:
+        raise ValueError(f"{given}: {said}")
+    if files and all(_SHARD.search(file.name) for file in files):
+        raise ValueError(
+            f"{given}: shards without their index ({_names(files)}); the .index.json that was written with them has to "
+            "lie beside"
+        )
     if len(chosen) != 1:
         found = f"several checkpoint files ({_names(files)}); pass the path of one" if files else "no checkpoint file"
         raise ValueError(f"{given}: the folder holds {found} (looked for *.index.json and *{', *'.join(SUFFIXES)})")
