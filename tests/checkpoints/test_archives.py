@@ -214,6 +214,12 @@ def test_everything_that_torch_load_allows_is_followed(tmp_path: Path) -> None:
     assert found["c"].dtype == torch.complex64
 
 
+def test_a_tensor_far_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
+    path = write_torch(tmp_path / "w.pt", {"w": torch.ones(1).expand(1 << 40)})
+    with pytest.raises(ValueError, match=r"w\.pt.*'w' of shape \(1099511627776,\) is an expanded tensor"):
+        load_state(path)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("what", ["file", "index", "shard"])
 def test_pipes_and_devices_are_not_waited_for(what: str, tmp_path: Path) -> None:
