@@ -19,13 +19,14 @@ test test-all doctest: export OMP_NUM_THREADS ?= 1
 # What the compiled module is made of: a change here, or in what is required, installs (and so builds) again.
 SOURCES := pyproject.toml constraints.txt $(wildcard setup.py CMakeLists.txt csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help demo test test-all check lint types imports doctest build bench zoo real-models gpu-check clean distclean
+.PHONY: help demo test test-all check lint types imports doctest build sanitize bench zoo real-models gpu-check clean distclean
 
 help:
 	@echo 'make demo       train three small networks, sweep them, write demo-output/'
 	@echo 'make test       what a change needs: the tests of the engine, the kernels of this machine, files and commands'
 	@echo 'make test-all   every test, with coverage: also the demo, examples, peers, interpreted and emulated GPU kernels'
 	@echo 'make check      style, types, import layers, doctests'
+	@echo 'make sanitize   random calls of every CPU kernel under the address, undefined-behaviour and thread sanitizers'
 	@echo 'make bench      the measured comparison; writes benchmarks/results/'
 	@echo 'make zoo        300 models of torch.nn, timm, transformers and peft against a plain loop, in $(ZOO)'
 	@echo 'make real-models  fifteen of them timed against one, likewise; both write benchmarks/results/'
@@ -83,6 +84,16 @@ build: $(VENV)/.stamp-dev
 	rm -rf $(BUILD)
 	PATH="$(CURDIR)/$(BIN):$$PATH" MLI_FAST_NATIVE=1 MLI_FAST_CUDA=$${MLI_FAST_CUDA:-auto} $(BIN)/python setup.py -q build_ext --build-lib $(BUILD)/lib --build-temp $(BUILD)/temp
 	ls $(BUILD)/lib/mli_fast/_native*.so
+
+# In threads of the kernels' own: the thread sanitizer knows nothing of what OpenMP's runtime waits for.
+SANITIZE_ROUNDS ?= 50
+sanitize: $(VENV)/.stamp-dev build/.
+	export PATH="$(CURDIR)/$(BIN):$$PATH"; for kind in address,undefined thread; do \
+	  echo "== $$kind"; \
+	  cmake -S . -B build/sanitize/$$kind -G Ninja -DMLI_SANITIZE=$$kind > build/sanitize.log || { cat build/sanitize.log; exit 1; }; \
+	  cmake --build build/sanitize/$$kind; \
+	  build/sanitize/$$kind/random_calls $(SANITIZE_ROUNDS); \
+	done
 
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python -m benchmarks.run
