@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mli_fast.native.checks import unreadable
+
 from .files import read_path
 
 Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
@@ -21,6 +23,7 @@ _MOST_SEEN = 1000  # mappings in which other weights are looked for
 def load_state(source: Source, label: str = "checkpoint") -> dict[str, Tensor]:
     """Return the state dict that a source holds: keys as they stand there, tensors detached and not copied.
 
+    Negative and conjugate views are resolved, which copies them.
     Files are read without running code (``weights_only=True``). Files of more than 256 MiB are mapped where the format
     allows (.safetensors, and torch.save's zip format, uncompressed), so their tensors take memory only as they are
     touched; such a file must not be written to while they are in use: new values may be mixed with old ones, and a
@@ -38,8 +41,8 @@ def load_state(source: Source, label: str = "checkpoint") -> dict[str, Tensor]:
     Raises:
         TypeError: The source is of another type.
         ValueError: The file is missing, truncated, corrupt, of another format or needs code to be run; or a value is no
-            tensor, has no values (meta device, uninitialised lazy parameter) or is sparse or quantised. Names the path
-            and key.
+            tensor, has no values (meta device, uninitialised lazy parameter, freed storage, a subclass without memory)
+            or is sparse, nested or quantised. Names the path and key.
 
     >>> load_state({"epoch": 3, "state_dict": {"weight": torch.ones(2)}})
     {'weight': tensor([1., 1.])}
@@ -189,7 +192,12 @@ def _tensor(key: Any, value: Any, label: str) -> Tensor:
         raise ValueError(f"{label}: {key!r} is an uninitialised lazy parameter; run one forward pass first")
     if value.is_meta:
         raise ValueError(f"{label}: {key!r} is on the meta device and has no values; load the weights first")
-    if value.layout != torch.strided or value.is_quantized:
-        kind = "quantised" if value.is_quantized else f"stored as {value.layout}"
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        kind = "quantised" if value.is_quantized else "nested" if value.is_nested else f"stored as {value.layout}"
         raise ValueError(f"{label}: {key!r} is {kind}, which does not interpolate; make it a dense float tensor first")
-    return value.detach()
+    if (reason := unreadable(value)) is not None:
+        raise ValueError(
+            f"{label}: {key!r} is {reason}; pass whole tensors with memory of their own (FSDP: get_model_state_dict of "
+            "torch.distributed.checkpoint.state_dict with full_state_dict=True; DTensor: full_tensor())"
+        )
+    return value.detach().resolve_conj().resolve_neg()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mli_fast.capture.operators import PLAIN_DATA
+from mli_fast.native.checks import unreadable
 from mli_fast.trees import leaves_of, tensors_in
 
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
@@ -29,9 +30,11 @@ def checked_pair(loader: Any, called: str = "loader") -> tuple[Tensor, Tensor]:
     """The (X, y) pair as tensors; messages call it `called`.
 
     Raises:
-        ValueError: unequal lengths, no examples, or no dimension to cut along.
+        ValueError: unequal lengths, no examples, no dimension to cut along, or no memory that holds the values.
     """
     x, y = (torch.as_tensor(t) for t in loader)
+    check_readable(x, f"{called}=(X, y): X")
+    check_readable(y, f"{called}=(X, y): y")
     if x.ndim == 0 or y.ndim == 0:
         raise ValueError(f"{called}=(X, y): both need a first dimension of examples, got shapes {shapes((x, y))}")
     if len(x) != len(y):
@@ -39,6 +42,18 @@ def checked_pair(loader: Any, called: str = "loader") -> tuple[Tensor, Tensor]:
     if len(x) == 0:
         raise ValueError(f"{called}=(X, y) is empty: there is nothing to evaluate")
     return x, y
+
+
+def check_readable(batch: Any, called: str = "a tensor of the batch") -> None:
+    """Raise where a tensor's values cannot be read: PyTorch's operators would crash.
+
+    Raises:
+        ValueError: its storage was freed, or it is a subclass whose values are elsewhere.
+    """
+    for tensor in tensors_in(batch):
+        dense = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
+        if dense and (reason := unreadable(tensor)) is not None:
+            raise ValueError(f"{called} (shape {tuple(tensor.shape)}, {tensor.dtype}) is {reason}; pass a plain tensor")
 
 
 def cut(pair: tuple[Tensor, Tensor], rows: int) -> list[tuple[Tensor, Tensor]]:

@@ -20,7 +20,7 @@ from mli_fast.capture import State
 from mli_fast.capture.state import containers
 from mli_fast.checkpoints.matching import model_entries
 from mli_fast.checkpoints.values import same_bits
-from mli_fast.engine.batches import Forward
+from mli_fast.engine.batches import Forward, check_readable
 from mli_fast.engine.points import Points, Writer
 from mli_fast.trees import mapped
 
@@ -278,10 +278,15 @@ def _replica(model: nn.Module, dtype: torch.dtype | None, device: torch.device) 
     storages: dict[Any, Tensor] = {}
     for module in model.modules():  # most of what hangs on one is empty; made here, where it costs a tenth
         memo.update((id(v), type(v)()) for v in vars(module).values() if type(v) in _EMPTIED and not v)
-    for _, container in containers(model):
-        for value in container.values() if isinstance(container, dict) else container:
-            if isinstance(value, Tensor) and id(value) not in memo and _is_plain(value):
-                memo[id(value)] = _tensor_copy(value, storages, device, dtype)
+    loaded = {id(entry.tensor) for entry in model_entries(model)}
+    for place, container in containers(model):
+        for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+            if isinstance(value, Tensor) and id(value) not in memo:
+                plain = _is_plain(value)
+                if not plain or id(value) not in loaded:  # what is loaded may have been freed
+                    check_readable(value, f"the model's {_called(place, key)!r}")
+                if plain:
+                    memo[id(value)] = _tensor_copy(value, storages, device, dtype)
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -289,6 +294,12 @@ def _replica(model: nn.Module, dtype: torch.dtype | None, device: torch.device) 
             f"the model {type(model).__name__} cannot be copied ({type(error).__name__}: {error}); mli_fast works on a "
             "private copy, so that yours is never changed"
         ) from error
+
+
+def _called(place: str, key: Any) -> str:
+    """The name of a tensor in a container of the model, as `named_parameters` and `named_buffers` give it."""
+    names = [*place.split("."), str(key)]
+    return ".".join(name for name in names if name not in ("", "_parameters", "_buffers"))
 
 
 _EMPTIED = (dict, OrderedDict, set, list)
@@ -318,6 +329,8 @@ def _tensor_copy(
             storages[key] = whole.to(device, wanted if own else None, copy=True)
         new = torch.empty(0, dtype=wanted, device=device)
         new.set_(storages[key].untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+        new = new.conj_physical() if tensor.is_conj() else new
+        new = new.neg() if tensor.is_neg() else new
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(new, requires_grad=tensor.requires_grad)
     if isinstance(tensor, nn.Buffer):

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mli_fast.engine.batches import shapes
+from mli_fast.engine.batches import check_readable, shapes
 from mli_fast.engine.feeding import fed
 from mli_fast.engine.gathering import Gathered
 from mli_fast.engine.guard import RngSnapshot, noting, out_of_memory
@@ -242,6 +242,7 @@ class _Loop:
         self._passes.rng = one.rng
         with self._noting(work, one, p, p, "plain"):
             outputs, targets = self._passes.plain(work.points, one.batch, p)
+            check_readable((outputs, targets), "a tensor that the model returned")
             outputs = mapped(lambda x: x[None] if isinstance(x, torch.Tensor) else x, outputs)
             score.put(p, work.reducer.values(outputs, targets, p == 0, one.index))
 

@@ -77,7 +77,7 @@ def chain(
     native = require()
     if not layers:
         raise ValueError("layers: at least one is needed")
-    points = layers[0].coefficients.shape[0]
+    points = layers[0].coefficients.shape[0] if layers[0].coefficients.dim() else 0
     given = source if isinstance(source, Tensor) else source.tensors[0] if source.tensors else None
     if given is None or given.dim() != (3 if isinstance(source, Tensor) else 2):
         expected = "[P, M, K]" if isinstance(source, Tensor) else "products [M, K]"
@@ -91,7 +91,7 @@ def chain(
         x_at, first = 0, _packed("source", source, points, rows, depth, dtype, is_layer=False)
     packed: list[_Packed] = []
     for i, layer in enumerate(layers):
-        columns = layer.tensors[0].shape[0] if layer.tensors else 0
+        columns = layer.tensors[0].shape[0] if layer.tensors and layer.tensors[0].dim() else 0
         packed.append(_packed(f"layers[{i}]", layer, points, columns, depth, dtype, is_layer=True))
         depth = columns
     residual_at = 0 if residual is None else check("residual", residual, (points, rows, depth), dtype)

@@ -12,15 +12,42 @@ ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "tanh
 _DTYPES = (torch.float32, torch.float64)
 
 
+def unreadable(tensor: Tensor) -> str | None:
+    """Why no memory holds a strided tensor's values, None if some does. Its values are not touched.
+
+    PyTorch's own operators do not ask: they read through a null pointer.
+    """
+    try:
+        storage = tensor.untyped_storage()
+        at, size = storage.data_ptr(), storage.nbytes()
+    except RuntimeError:
+        return f"a {type(tensor).__name__}, a tensor subclass whose values are elsewhere"
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    needed = (tensor.storage_offset() + 1 + sum((n - 1) * s for n, s in steps)) * tensor.element_size()
+    if tensor.numel() == 0 or (at != 0 and needed <= size):
+        return None
+    return "a tensor whose storage was freed, shrunk or never allocated (as FSDP leaves parameters between uses)"
+
+
+def address(name: str, tensor: Tensor) -> int:
+    """Where a tensor's values begin, once it is sure that they are there as they are."""
+    if tensor.is_neg() or tensor.is_conj():
+        raise ValueError(f"{name}: a negative or conjugate view, whose memory holds other values; resolve it first")
+    if (reason := unreadable(tensor)) is not None:
+        raise ValueError(f"{name}: {reason}")
+    return tensor.data_ptr()
+
+
 def check(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> int:
     """Address of a contiguous CPU tensor of exactly this shape and dtype."""
     if tensor.shape != tuple(shape) or tensor.dtype != dtype:
         raise ValueError(
             f"{name}: expected {dtype} of shape {tuple(shape)}, got {tensor.dtype} of shape {tuple(tensor.shape)}"
         )
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
-        raise ValueError(f"{name}: needs contiguous CPU memory, got {tensor.device}, strides {tensor.stride()}")
-    return tensor.data_ptr()
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided or not tensor.is_contiguous():
+        layout = f"strides {tensor.stride()}" if tensor.layout is torch.strided else f"layout {tensor.layout}"
+        raise ValueError(f"{name}: needs contiguous CPU memory, got {tensor.device}, {layout}")
+    return address(name, tensor)
 
 
 def check_dtype(name: str, tensor: Tensor) -> torch.dtype:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mli_fast import buffers
-from mli_fast.native.checks import addresses, check, check_coefficients, check_dtype, epilogue
+from mli_fast.native.checks import address, addresses, check, check_coefficients, check_dtype, epilogue
 from mli_fast.native.loading import require
 
 
@@ -25,6 +25,11 @@ def _pixel_offsets(
 ) -> tuple[Tensor, tuple[int, ...]]:
     """Element of each output pixel's taps in a channels-last image: int32 [pixels, taps], -1: padding; output sizes."""
     dims = len(sizes)
+    if min((*kernel, *stride, *dilation), default=1) < 1 or min(padding, default=0) < 0:
+        raise ValueError(
+            f"conv: expected kernel, stride and dilation >= 1 and padding >= 0, got kernel {kernel}, stride {stride}, "
+            f"dilation {dilation}, padding {padding}"
+        )
     out_sizes = tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(sizes, kernel, stride, padding, dilation, strict=True)
@@ -84,6 +89,9 @@ def conv(
         RuntimeError: The compiled module is missing.
     """
     native = require()
+    for name, tensor in (("x", x), *(("anchors", a) for a in anchors), ("residual", residual)):
+        if tensor is not None:
+            address(name, tensor)  # views of what was freed cannot even be made
     dtype = check_dtype("x", x)
     points, coefficients_at = check_coefficients(coefficients, len(anchors))
     batch, channels, *sizes = x.shape

@@ -52,7 +52,7 @@ def linear(
         raise ValueError(f"x: expected {'[M, K]' if shared else '[P, M, K]'}, got shape {tuple(x.shape)}")
     points, coefficients_at = check_coefficients(coefficients, len(anchors))
     rows, depth = x.shape[-2:]
-    columns = anchors[0].shape[0] if anchors else 0
+    columns = anchors[0].shape[0] if anchors and anchors[0].dim() else 0
     weights = addresses("anchors", anchors, (columns, depth), dtype)
     x_at = check("x", x, (rows, depth) if shared else (points, rows, depth), dtype)
     tail = epilogue(points, rows, columns, dtype, scale, shift, residual, activation)

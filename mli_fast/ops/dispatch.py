@@ -20,9 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mli_fast.native.checks import unreadable
 from mli_fast.ops.backend import current, usable
 
 PLAIN = "reference"  # PyTorch's own operations
+_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)  # what is freed of these the kernels refuse themselves
 
 FIGURES = Path(os.environ.get("MLI_FAST_FIGURES") or Path(__file__).with_name("figures.json"))
 
@@ -168,9 +170,17 @@ def choose(
 
 
 def _alike(operands: Sequence[Tensor | None], first: Tensor, wide: bool) -> bool:
-    """Whether all operands are where the first is and of its dtype, or wider where the kernel takes that."""
+    """Whether all operands are where the first is and of its dtype, or wider where the kernel takes that.
+
+    A kernel reads memory: what holds other values there, or none, is left to PyTorch.
+    """
     return all(
         t is None
-        or (t.device == first.device and (t.dtype == first.dtype or (wide and t.dtype in (torch.float32, first.dtype))))
+        or (
+            t.device == first.device
+            and (t.dtype == first.dtype or (wide and t.dtype in (torch.float32, first.dtype)))
+            and not t.is_neg()
+            and (type(t) in _PLAIN_TENSORS or unreadable(t) is None)
+        )
         for t in operands
     )

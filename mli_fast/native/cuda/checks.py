@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mli_fast.native.checks import address
+
 VECTOR = 16  # bytes that the kernels move at once
 
 
@@ -25,7 +27,7 @@ def check(
             f"{name}: needs contiguous memory on {device}, got {tensor.device}, strides {tensor.stride()} for shape "
             f"{tuple(tensor.shape)}"
         )
-    return tensor.data_ptr()
+    return address(name, tensor)
 
 
 def aligned(*addresses_or_sizes: int) -> bool:

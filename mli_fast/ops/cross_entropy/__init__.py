@@ -56,7 +56,7 @@ def cross_entropy(
         return linear_cross_entropy(logits.x, logits.weights, logits.coefficients, logits.shift, targets)
     kernel = choose("cross_entropy", (logits,))
     if kernel == "native":
-        return native.cross_entropy(logits.contiguous(), targets)
+        return native.cross_entropy(logits.contiguous(), targets.contiguous().resolve_neg())
     if kernel == "triton":
         from mli_fast.ops.cross_entropy import triton as kernels
 
