@@ -49,6 +49,7 @@ from mli_fast.trees import copied
 Array = NDArray[np.float64]
 Data = Iterable[Any] | tuple[Tensor, Tensor]
 Placed = dict[str, tuple[Tensor, ...]]
+FACTORS = (("lora_A", "lora_B"), ("lora_down", "lora_up"))  # whose product is added to a weight
 CALIBRATION_ROWS = 512  # of a calibration pair that are kept together; parts are put together again as memory allows
 
 
@@ -368,6 +369,14 @@ class Evaluation:
                 "whole",
                 f"{len(whole)} tensor(s) that are not floating-point differ between {' and '.join(called)}, the first "
                 f"is {whole[0]!r}: they are not blended; a point that is no anchor has those of {called[-1]}",
+            )
+        moving = {name for name, group in anchors.values.items() if len(group) > 1}
+        factors = [name for name in moving for a, b in FACTORS if a in name and name.replace(a, b) in moving]
+        if factors:
+            self._tell(
+                "factors",
+                f"low-rank factors move apart ({min(factors)!r} and its partner, {len(factors)} pairs): their product "
+                "is quadratic in alpha; merge adapters into the weights for a line between networks",
             )
         if not anchors.nonfinite:
             return

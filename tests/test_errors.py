@@ -570,3 +570,23 @@ def test_an_example_without_a_batch_dimension() -> None:
     c = case("mlp")
     with pytest.raises(ValueError, match="give the inputs a batch dimension"):
         c.sweep(3, loader=[(c.batches[0][0][0], c.batches[0][1][0])])
+
+
+class Adapted(nn.Module):
+    """A linear layer and a low-rank change of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.lora_A, self.lora_B = nn.Linear(6, 4), nn.Linear(6, 2, bias=False), nn.Linear(2, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.lora_B(self.lora_A(x))
+
+
+def test_low_rank_factors_that_move_apart() -> None:
+    c, ends = case("mlp"), [Adapted(), Adapted()]
+    said_once("'lora_A.weight' and its partner", lambda: mli_fast.sweep(ends[0], *ends, c.batches, 3, progress=False))
+    ends[1].lora_A.load_state_dict(ends[0].lora_A.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mli_fast.sweep(ends[0], *ends, c.batches, 3, progress=False)

@@ -64,8 +64,15 @@ def noted(note: Note, refuse: Refuse, unseen: Refuse, of_python_data: Within) ->
         def patch(holder: Any, name: str, make: Callable[..., Any], *how: Any) -> None:
             original, own = getattr(holder, name), name in vars(holder)
             before = vars(holder).get(name)
+
+            def put_back() -> None:
+                if own:
+                    setattr(holder, name, before)
+                elif name in vars(holder):
+                    delattr(holder, name)
+
+            stack.callback(put_back)  # before the change: Ctrl-C may come in between
             setattr(holder, name, make(original, *how))
-            stack.callback(setattr, holder, name, before) if own else stack.callback(delattr, holder, name)
 
         thread = threading.get_ident()
 
