@@ -189,6 +189,11 @@ class Network:
                     self.twins[name].detach().copy_(value)
                 self._borrowed = None
 
+    @property
+    def borrows(self) -> bool:
+        """Whether points' values are written to the caller's own parameters meanwhile."""
+        return self._borrowed is not None
+
     def borrow(self) -> None:
         """The model reaches the caller's own parameters: they get each point's values from now on."""
         if self._borrowed is None:
