@@ -180,6 +180,7 @@ def test_pytest_files_run_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for module in (suites, process):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(suites, "FOLDERS", ("sub",))
+    monkeypatch.delenv("SLIPCOVER_ENABLED", raising=False)  # the coverage of these tests is none of those'
     marked = "import os, time, pytest\npytestmark = pytest.mark.gpu\n"
     bodies = {
         "good": "def test_a(): pass\n@pytest.mark.skip\ndef test_b(): pass\n",
