@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from mli_fast import batch_norm as batch_norms
 from mli_fast.checkpoints import Anchors, Source, gather
-from mli_fast.criteria import CausalLanguageModel, Criterion, CrossEntropy
-from mli_fast.criteria import criterion as criterion_of
+from mli_fast.checkpoints.values import blends
+from mli_fast.criteria import Criterion
 from mli_fast.engine.batches import checked_pair, default_forward, is_pair
 from mli_fast.engine.feeding import fed
 from mli_fast.engine.guard import noting, on, random_state_kept
 from mli_fast.engine.network import Network
 from mli_fast.evaluation import Data
-from mli_fast.ops.cross_entropy import IGNORED
+from mli_fast.losses import loss as loss_of
 from mli_fast.options import Options
 from mli_fast.paths import Bezier, Line
 from mli_fast.result import SweepResult
@@ -61,8 +61,8 @@ class BezierFit:
         used = np.flatnonzero(shares)
 
         def blended(group: tuple[Tensor, ...]) -> Tensor:
-            if len(group) == 1:
-                return group[0].clone()
+            if len(group) == 1 or not blends(group[0].dtype):  # as in a sweep: an end's own, elsewhere the last one's
+                return group[used[0] if len(group) > 1 and len(used) == 1 else -1].clone()
             return torch.stack([shares[r] * group[r].double() for r in used]).sum(0).to(group[0])
 
         return {name: blended(group) for name, group in self.anchors.values.items()}
@@ -200,17 +200,17 @@ class _Training:
 
     def __init__(self, model: nn.Module, ends: Line, bends: int, options: Options, device: torch.device) -> None:
         self._ends, self._dtype = ends, options.dtype
-        self._criterion = criterion_of(options.criterion)
+        self._criterion = loss_of(options.criterion)
         self._network = Network(model, options.forward or default_forward, options.dtype, device)
         for module in batch_norms.batch_norms(self._network.model).values():
             module.train()
         self._given = gather(model, ends.anchors, ends.names).values
         parameters = {name for name, _ in model.named_parameters()}
         # equal at both ends, a parameter may bend all the same
-        moving = [n for n, g in self._given.items() if len(g) > 1 or (n in parameters and g[0].is_floating_point())]
+        moving = [n for n, g in self._given.items() if blends(g[0].dtype) and (len(g) > 1 or n in parameters)]
         # copies, for batch norm counts its batches in training mode
         self._constants = {
-            n: self._constant(g[0]).to(device, copy=True) for n, g in self._given.items() if n not in moving
+            n: self._constant(g[-1]).to(device, copy=True) for n, g in self._given.items() if n not in moving
         }
         least = torch.float64 if options.dtype == torch.float64 else torch.float32
 
@@ -243,7 +243,7 @@ class _Training:
     def path(self) -> Bezier:
         """The curve as it is now."""
         bends = [
-            {n: bend[n].detach().to(g[0]) if n in bend else g[0].clone() for n, g in self._given.items()}
+            {n: bend[n].detach().to(g[0]) if n in bend else g[-1].clone() for n, g in self._given.items()}
             for bend in self._bends
         ]
         return Bezier(self._ends.anchors[0], *bends, self._ends.anchors[1])
@@ -254,11 +254,10 @@ class _Training:
 
 def _mean(criterion: Criterion, outputs: Any, targets: Any) -> Tensor:
     """The mean of a batch's losses, over the terms that count as in a sweep."""
-    losses = criterion.losses(outputs, targets)
-    if not isinstance(criterion, CrossEntropy):
+    losses, counts = criterion.losses(outputs, targets), criterion.counts(targets)
+    if counts is None:
         return losses.mean()
-    terms = targets[:, 1:] if isinstance(criterion, CausalLanguageModel) else targets
-    return losses.sum() / (terms != IGNORED).sum().clamp(min=1)
+    return losses.sum() / counts.double().sum().clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def _sgd(lr: float) -> Optimizer:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mli_fast.caller import caller
 from mli_fast.ops import memory
 from mli_fast.ops.cross_entropy import IGNORED, Unmultiplied, cross_entropy
 from mli_fast.trees import copied, mapped, tensors_in
@@ -138,6 +139,10 @@ class Criterion:
         """Each example's loss at one point, its terms summed, [B] in float64; may be differentiated, either way."""
         raise TypeError(f"{type(self).__name__} has no losses")
 
+    def counts(self, targets: Any) -> Tensor | None:
+        """What each term of a batch counts for in the mean, any shape; None where an example counts for one."""
+        return None
+
 
 class CrossEntropy(Criterion):
     """-log softmax(outputs)[target]; outputs [A, B, C, *terms], targets [B, *terms]."""
@@ -169,6 +174,9 @@ class CrossEntropy(Criterion):
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         terms = F.cross_entropy(outputs.double(), targets.long(), reduction="none", ignore_index=IGNORED)
         return terms.reshape(len(targets), -1).sum(1)
+
+    def counts(self, targets: Tensor) -> Tensor | None:
+        return targets != IGNORED
 
 
 class NegativeLogLikelihood(CrossEntropy):
@@ -205,6 +213,9 @@ class CausalLanguageModel(CrossEntropy):
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return super().losses(outputs[:, :-1].movedim(-1, 1), targets[:, 1:])
+
+    def counts(self, targets: Tensor) -> Tensor | None:
+        return super().counts(targets[:, 1:])
 
 
 class MeanSquaredError(Criterion):
@@ -301,7 +312,7 @@ class Custom(Criterion):
             "targets, or a loss of the batch as a whole): batches are averaged by their numbers of examples; for a "
             "mean that does not depend on batches return one loss per example [B], or pass PyTorch's own module",
             NotAMeanWarning,
-            stacklevel=2,
+            stacklevel=caller(),
         )
 
     def score(self, outputs: Any, targets: Any) -> Scored:

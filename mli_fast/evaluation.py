@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mli_fast import batch_norm as batch_norms
 from mli_fast import functionals, native, schedules, version
 from mli_fast.buffers import reused
+from mli_fast.caller import caller
 from mli_fast.capture import of_outputs_alone
 from mli_fast.checkpoints import Anchors, Source, gather, load_state, unchanged_files
 from mli_fast.checkpoints.values import blends
@@ -392,7 +393,7 @@ class Evaluation:
         """Warn of something, once however many jobs and paths there are."""
         if of not in self._told:
             self._told.add(of)
-            warnings.warn(text, kind, stacklevel=_caller())
+            warnings.warn(text, kind, stacklevel=caller())
 
     def _check_variances(self, points: Points, at: Array) -> None:
         """Warn of running variances that are negative at a point, as beyond the anchors: the loss is NaN there."""
@@ -502,16 +503,6 @@ def _backend_of(kernels: set[str]) -> str:
     backend = {k.name: k.backend for k in KERNELS}
     names = {backend[k.split(":")[1]] for k in kernels if k.split(":")[1] in backend}
     return " and ".join(sorted(names)) or "reference"
-
-
-def _caller() -> int:
-    """The stack level of whoever called this package, as `warnings.warn` counts from the function that calls this."""
-    frame, level, ours = sys._getframe(1), 1, 1
-    while frame.f_back is not None:
-        if frame.f_globals.get("__name__", "").startswith("mli_fast."):
-            ours = level
-        frame, level = frame.f_back, level + 1
-    return ours + 1
 
 
 def _named(source: Source) -> str:

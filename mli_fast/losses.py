@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mli_fast.criteria import Criterion, CrossEntropy, Custom, Function, Scored, criterion, point_of
+from mli_fast.ops.cross_entropy import IGNORED
 from mli_fast.trees import copied
 
 _OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
@@ -46,14 +47,13 @@ class LossModule(Custom):
             )
 
     def score(self, outputs: Any, targets: Any) -> Scored:
-        points = range(len(outputs))
+        points, weights = range(len(outputs)), self.counts(targets)
         terms = torch.stack([self._terms(copied(point_of(outputs, i)), targets) for i in points])
-        scored = Scored(len(targets), terms, weights=self._weights(targets))
-        if not isinstance(self.module, nn.CrossEntropyLoss) or self._weights(targets) is None:
-            return scored
-        of_classes = CrossEntropy().score(outputs, targets.masked_fill(targets == self.module.ignore_index, -100))
+        if not isinstance(self.module, nn.CrossEntropyLoss) or weights is None:
+            return Scored(len(targets), terms, weights=weights)
+        of_classes = CrossEntropy().score(outputs, targets.masked_fill(targets == self.module.ignore_index, IGNORED))
         parts = of_classes.hits, of_classes.targets, of_classes.predictions, of_classes.classes
-        return Scored(scored.examples, terms, *parts, weights=scored.weights)
+        return Scored(len(targets), terms, *parts, weights=weights)
 
     def losses(self, outputs: Any, targets: Any) -> Tensor:
         terms = self._terms(outputs, targets)
@@ -67,7 +67,7 @@ class LossModule(Custom):
         terms = terms.reshape(len(targets), -1)
         return terms.sum(1) if self.module.reduction in _SUMS else terms.mean(1)
 
-    def _weights(self, targets: Tensor) -> Tensor | None:
+    def counts(self, targets: Tensor) -> Tensor | None:
         """[B * terms] float64; None where each counts alike, as with class probabilities."""
         if not isinstance(self.module, _OF_CLASSES) or targets.is_floating_point():
             return None

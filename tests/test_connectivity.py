@@ -286,3 +286,27 @@ def test_an_error_in_training_says_where() -> None:
     with pytest.raises(TypeError) as caught:
         mli_fast.fit_bezier(net(), net(), net(), rings(), optimizer=stops)
     assert any("training step 0, at t = 0." in note for note in caught.value.__notes__)
+
+
+class Masked(nn.Module):
+    """A network of which a buffer leaves out some inputs and a counter counts."""
+
+    def __init__(self, mask: list[bool]) -> None:
+        super().__init__()
+        self.body = net(True)
+        self.register_buffer("mask", torch.tensor(mask))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x * self.mask)
+
+
+def test_what_is_not_blended_is_an_ends_own_there_and_theta_Ts_between() -> None:
+    a, b = Masked([True, False]), Masked([False, True])
+    b.body[1].num_batches_tracked.fill_(9)
+    with pytest.warns(UserWarning, match="'mask'"):
+        fit = mli_fast.fit_bezier(a, a, b, rings(), epochs=2, points=3)
+    for t, end in ((0.0, a), (0.5, b), (1.0, b)):
+        theta = fit.theta(t)
+        assert torch.equal(theta["mask"], end.mask)
+        assert theta["body.1.num_batches_tracked"] == end.body[1].num_batches_tracked
+    assert torch.equal(fit.path.anchors[1]["mask"], b.mask)

@@ -479,7 +479,9 @@ def said_once(what: str, run: Callable[[], Any]) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         run()
-    assert len([w for w in seen if re.search(what, str(w.message))]) == 1, [str(w.message) for w in seen]
+    found = [w for w in seen if re.search(what, str(w.message))]
+    assert len(found) == 1, [str(w.message) for w in seen]
+    assert Path(found[0].filename).parent == Path(__file__).parent, "it does not name the caller's line"
 
 
 def normed() -> nn.Sequential:

@@ -164,3 +164,16 @@ def test_pairs_of_all_examples_are_refused(criterion: Any) -> None:
         lambda: nn.Linear(6, 1), cut(x, y), lambda o, y: (o.squeeze(1) - y).square().mean(), metrics=()
     )
     np.testing.assert_allclose(result.loss, whole(nn.MSELoss(), models, x, y[:, None]), rtol=1e-6)
+
+
+def test_a_curve_is_trained_on_the_same_loss() -> None:
+    torch.manual_seed(3)
+    ends, x, y = [nn.Linear(6, 3), nn.Linear(6, 3)], torch.randn(20, 6), torch.arange(20) % 3
+    y[4] = 1
+    weighted, named, plain = (
+        mli_fast.fit_bezier(ends[0], *ends, (x, y), criterion=c, epochs=9, lr=0.1, points=3, progress=False)
+        for c in (nn.CrossEntropyLoss(weight=WEIGHT), "cross_entropy", nn.CrossEntropyLoss())
+    )
+    bends = [fit.path.anchors[1]["weight"] for fit in (weighted, named, plain)]
+    torch.testing.assert_close(bends[1], bends[2], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(bends[0], bends[1], rtol=1e-3)

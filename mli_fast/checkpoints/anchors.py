@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from mli_fast.caller import caller
+
 from .matching import Entry, match, model_entries
 from .reading import Source, load_state
 from .values import CODES, all_finite, blends, cast_exactly, plain, same_bits, wider
@@ -81,7 +83,7 @@ def _check_apart(sources: Sequence[Source], states: Sequence[Mapping[str, Tensor
                 f"{names[i]} and {names[j]} are the same memory, so that nothing moves between them: state_dict() is "
                 "no copy; keep one with {name: value.clone() for name, value in model.state_dict().items()}",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=caller(),
             )
 
 

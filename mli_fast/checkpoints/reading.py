@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mli_fast.caller import caller
 from mli_fast.native.checks import unreadable
 
 from .files import read_path
@@ -99,7 +100,7 @@ def _flat(held: nn.Module | Mapping[str, Any], label: str, start: str | None) ->
             f"{label}: extra state of modules ({', '.join(map(repr, unused))}) is not loaded, the model's own is used: "
             "call its set_extra_state with what all points are to have",
             UserWarning,
-            stacklevel=3,
+            stacklevel=caller(),
         )
     state = {key: _tensor(key, value, label) for key, value in taken.items() if key not in extra}
     for key, value in state.items() if start is not None else ():
@@ -115,7 +116,7 @@ def _flat(held: nn.Module | Mapping[str, Any], label: str, start: str | None) ->
             f"{label}: the weights under {name!r} are taken, but others lie beside them, under "
             f"{', '.join(map(repr, others))}: pass {' or '.join(ways)} to choose",
             UserWarning,
-            stacklevel=3,
+            stacklevel=caller(),
         )
     return state
 

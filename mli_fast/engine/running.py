@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from mli_fast.caller import caller
 from mli_fast.engine.batches import check_readable, shapes
 from mli_fast.engine.feeding import fed
 from mli_fast.engine.gathering import Gathered
@@ -95,7 +96,7 @@ def evaluate_all(
                 f"{seen}; the data is a generator and cannot be read again for plain PyTorch's values: pass a loader "
                 "that can, or check=False at your own risk"
             ) from None
-        warnings.warn(f"{seen}; all values are plain PyTorch's now", PlanWarning, stacklevel=2)
+        warnings.warn(f"{seen}; all values are plain PyTorch's now", PlanWarning, stacklevel=caller())
         planner.plain_only = seen
         for work in works:
             work.reducer.reset()
