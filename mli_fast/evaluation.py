@@ -147,7 +147,13 @@ class Evaluation:
         """
         if path not in self._gathered:
             states = [self._state(source, name) for source, name in zip(path.anchors, path.names, strict=True)]
-            self._gathered[path] = gathered = gather(self._model, states, path.names)
+            gathered = gather(self._model, states, path.names)
+            if any(known.versioned != gathered.versioned for known in self._gathered.values()):
+                raise ValueError(
+                    "some checkpoints are of other versions of the model's modules than others: load each into the "
+                    "model and pass its state_dict()"
+                )
+            self._gathered[path], self.network.versioned = gathered, gathered.versioned
             self._versions += [
                 (f"{path.names[at if len(group) > 1 else -1]}: {name!r}", tensor, tensor._version)
                 for name, group in gathered.values.items()

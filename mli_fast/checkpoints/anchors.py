@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mli_fast.caller import caller
 
+from .loading import loads_plainly, match_by_model
 from .matching import Entry, match, model_entries
 from .reading import Source, load_state
 from .values import CODES, all_finite, blends, cast_exactly, plain, same_bits, wider
@@ -26,6 +27,7 @@ class Anchors:
         widened: Names whose dtypes differed -> "torch.float16, torch.float32 -> torch.float32".
         nonfinite: Names that hold NaN or Inf -> indices of the anchors that do.
         count: The number of anchors R.
+        versioned: Whether a model that loads in its own way is to be told that they are of its modules' versions.
     """
 
     values: dict[str, tuple[Tensor, ...]]
@@ -33,6 +35,7 @@ class Anchors:
     widened: dict[str, str] = field(default_factory=dict)
     nonfinite: dict[str, tuple[int, ...]] = field(default_factory=dict)
     count: int = 2
+    versioned: bool = False
 
 
 def gather(model: nn.Module, sources: Sequence[Source], names: Sequence[str] = ("theta_0", "theta_T")) -> Anchors:
@@ -59,12 +62,14 @@ def gather(model: nn.Module, sources: Sequence[Source], names: Sequence[str] = (
     if not sources or len(names) != len(sources):
         raise ValueError(f"{len(sources)} checkpoints with {len(names)} names; give at least one, and a name for each")
     entries = model_entries(model)
-    states = [
-        match(load_state(source, name), entries, _label(source, name))
-        for source, name in zip(sources, names, strict=True)
-    ]
+    given = [load_state(source, name) for source, name in zip(sources, names, strict=True)]
+    labels = [_label(source, name) for source, name in zip(sources, names, strict=True)]
+    if loads_plainly(model):
+        states, versioned = [match(one, entries, label) for one, label in zip(given, labels, strict=True)], False
+    else:
+        states, versioned = match_by_model(model, given, entries, labels)
     _check_apart(sources, states, names)
-    anchors = Anchors(values={}, count=len(sources))
+    anchors = Anchors(values={}, count=len(sources), versioned=versioned)
     for entry in entries:
         _add(anchors, entry, [state[entry.name] for state in states], names)
     return anchors

@@ -37,7 +37,7 @@ class _Fit:
     excess: list[str]  # keys of the state dict
 
     def key_of(self, alias: str) -> str | None:
-        return self.keys.get(_bare(alias, self.ours))
+        return self.keys.get(bare_name(alias, self.ours))
 
 
 def model_entries(model: nn.Module) -> list[Entry]:
@@ -113,15 +113,15 @@ def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _best_fit(state: Mapping[str, Tensor], entries: Sequence[Entry]) -> _Fit:
     """Try every prefix that may be taken off either side; the first full match wins, else the nearest."""
-    ours = _prefixes(alias for entry in entries for alias in entry.aliases)
-    pairs = sorted(product(_prefixes(state), ours), key=lambda pair: len(pair[0]) + len(pair[1]))
+    ours = prefixes(alias for entry in entries for alias in entry.aliases)
+    pairs = sorted(product(prefixes(state), ours), key=lambda pair: len(pair[0]) + len(pair[1]))
     fits = (_fit(state, entries, *pair) for pair in pairs)
     return min(fits, key=lambda fit: len(fit.missing) + len(fit.excess))
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
+def prefixes(names: Iterable[str]) -> list[str]:
     """List '', then the wrapper prefix that all names share, then that with the next one inside it, and so on."""
-    bare = [_bare(name) for name in names]
+    bare = [bare_name(name) for name in names]
     found = [""]
     while bare:
         longer = (found[-1] + prefix for prefix in _STRIPPED)
@@ -132,16 +132,17 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     return found
 
 
-def _bare(name: str, prefix: str = "") -> str:
+def bare_name(name: str, prefix: str = "") -> str:
+    """A name without what wrappers put into it, and without a prefix."""
     return _WRAPPERS.sub("", name)[len(prefix) :]
 
 
 def _fit(state: Mapping[str, Tensor], entries: Sequence[Entry], theirs: str, ours: str) -> _Fit:
-    keys = {_bare(key, theirs): key for key in state}
+    keys = {bare_name(key, theirs): key for key in state}
     if len(keys) < len(state):  # 'w' beside '_orig_mod.w': two things, so names count as they stand
         keys = {key: key for key in state}
-    known = {_bare(alias, ours) for entry in entries for alias in entry.aliases}
-    missing = [entry.name for entry in entries if not any(_bare(alias, ours) in keys for alias in entry.aliases)]
+    known = {bare_name(alias, ours) for entry in entries for alias in entry.aliases}
+    missing = [entry.name for entry in entries if not any(bare_name(alias, ours) in keys for alias in entry.aliases)]
     return _Fit(theirs, ours, keys, missing, [key for bare, key in keys.items() if bare not in known])
 
 
@@ -175,8 +176,8 @@ def _hints(fit: _Fit, state: Mapping[str, Tensor], entries: Sequence[Entry], lab
     for whose, prefix in ((label, fit.theirs), ("the model", fit.ours)):
         if prefix:
             yield f" Compared after taking {prefix!r} off {whose}."
-    bare_missing = {_bare(name, fit.ours) for name in fit.missing}
-    bare_excess = {_bare(key, fit.theirs) for key in fit.excess}
+    bare_missing = {bare_name(name, fit.ours) for name in fit.missing}
+    bare_excess = {bare_name(key, fit.theirs) for key in fit.excess}
     prefix, count = _inner_prefix(bare_missing, bare_excess)
     if prefix:
         yield f" Hint: {count} of the missing keys are there with {prefix!r} in front; take it off, drop the rest."

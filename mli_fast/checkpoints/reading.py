@@ -13,6 +13,7 @@ from mli_fast.caller import caller
 from mli_fast.native.checks import unreadable
 
 from .files import read_path
+from .loading import Versioned
 
 Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
 NESTED = ("state_dict", "model_state_dict", "model_state", "model", "module")  # where trainers put the model
@@ -118,7 +119,7 @@ def _flat(held: nn.Module | Mapping[str, Any], label: str, start: str | None) ->
             UserWarning,
             stacklevel=caller(),
         )
-    return state
+    return Versioned(state).like(taken) if hasattr(taken, "_metadata") else state
 
 
 def _mapping(held: nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,7 +8,6 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch.func import functional_call
 
 from mli_fast.capture import State
 from mli_fast.capture.state import containers
+from mli_fast.checkpoints.loading import Versioned, is_pytorchs, loads_plainly
 from mli_fast.checkpoints.matching import model_entries
 from mli_fast.checkpoints.values import same_bits
 from mli_fast.engine.batches import Forward, check_readable
@@ -42,6 +42,7 @@ class Network:
         model: the copy.
         memory: name -> its parameters and persistent buffers, for writing.
         changed_on_purpose: whether anything but values was changed since.
+        versioned: whether the model's own way of loading is told that values are of its modules' versions.
         twins: name -> the caller's own, for a model that reaches them past the copy.
         layouts: (id of an anchor, layout) -> the anchor and a view or copy of it as kernels want it, for all points.
     """
@@ -54,7 +55,7 @@ class Network:
         self._aliases = {e.name: e.aliases for e in entries}
         self.own = {e.name: e.tensor for e in entries}
         self.memory = {name: tensor.detach() for name, tensor in self.own.items()}
-        self._own_ways = self._slowly = not _loads_plainly(self.model)
+        self._own_ways = self._slowly = not (loads_plainly(self.model) and _is_plain_in_modes(self.model))
         self._given = State(self.model, self.own.values()) if self._slowly else None
         self.model.eval()
         self._writers: dict[tuple[int, tuple[str, ...]], tuple[Points, Writer]] = {}
@@ -65,12 +66,14 @@ class Network:
         self.layouts: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
         if dtype is not None:
             self.model.register_forward_pre_hook(lambda _, args, kwargs: _cast((args, kwargs), dtype), with_kwargs=True)
-        self.changed_on_purpose = False
+        self.changed_on_purpose = self.versioned = False
         self.state = State(self.model, self.own.values())
 
     def fresh(self) -> Network:
         """Another private copy, through which nothing has gone yet."""
-        return Network(self._callers, self._forward, self._dtype, self.device)
+        new = Network(self._callers, self._forward, self._dtype, self.device)
+        new.versioned = self.versioned
+        return new
 
     def look_again(self) -> None:
         """The model was changed on purpose: this is what passes start from."""
@@ -134,7 +137,9 @@ class Network:
         self._load_by_model(given)
 
     def _load_by_model(self, given: Mapping[str, Tensor]) -> None:
-        values = {alias: v for name, v in given.items() for alias in self._aliases[name]}
+        values = Versioned((alias, v) for name, v in given.items() for alias in self._aliases[name])
+        if self.versioned:
+            values.like(self.model.state_dict())
         with torch.no_grad():
             self.model.load_state_dict(values, strict=False)
         self.model.eval()
@@ -256,25 +261,9 @@ class Streams:
         return Streams()._states == self._states
 
 
-def _loads_plainly(model: nn.Module) -> bool:
-    """Whether `load_state_dict` and `eval()` of every module are PyTorch's own, without hooks."""
-    return all(
-        all(map(partial(_is_pytorchs, module), _LOADING))
-        and not module._load_state_dict_pre_hooks
-        and not module._load_state_dict_post_hooks
-        for module in model.modules()
-    )
-
-
-_LOADING = ("load_state_dict", "_load_from_state_dict", "set_extra_state", "train", "eval")
-
-
-def _is_pytorchs(module: nn.Module, name: str) -> bool:
-    """Whether a method is one of `torch.nn`'s, in whichever class it is written."""
-    if name in vars(module):
-        return False
-    writer = next(kind for kind in type(module).__mro__ if name in vars(kind))
-    return writer.__module__.startswith("torch.nn.")
+def _is_plain_in_modes(model: nn.Module) -> bool:
+    """Whether `train()` and `eval()` of every module are PyTorch's own."""
+    return all(is_pytorchs(module, name) for module in model.modules() for name in ("train", "eval"))
 
 
 def _replica(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
