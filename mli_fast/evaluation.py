@@ -147,7 +147,7 @@ class Evaluation:
         """
         if path not in self._gathered:
             states = [self._state(source, name) for source, name in zip(path.anchors, path.names, strict=True)]
-            gathered = gather(self._model, states, path.names)
+            gathered = gather(self._model, states, path.names, self._held_anchors(path))
             if any(known.versioned != gathered.versioned for known in self._gathered.values()):
                 raise ValueError(
                     "some checkpoints are of other versions of the model's modules than others: load each into the "
@@ -162,6 +162,17 @@ class Evaluation:
             ]
             self._warn(gathered, path.names)
         return self._gathered[path]
+
+    def _held_anchors(self, path: Path) -> dict[str, int] | None:
+        """What a schedule gives the values of one anchor at all points; None for paths that take no schedule."""
+        if len(path.axes) != 1:
+            return None
+        options, found = self.options, schedules.held(self._model, self.options.schedule or {})
+        if options.batch_norm in ("start", "end"):  # which decides on these
+            found = {n: at for n, at in found.items() if n not in batch_norms.running_statistics(self._model)}
+        rows = {at: path.coefficients(np.array([at]))[0] for at in set(found.values())}
+        alone = {at: int(row.argmax()) for at, row in rows.items() if np.count_nonzero(row) == 1 and row.max() == 1}
+        return {name: alone[at] for name, at in found.items() if at in alone}
 
     def _state(self, source: Source, name: str) -> Source:
         """A file's content, read once however many paths lead there; anything else as it is."""

@@ -80,7 +80,7 @@ def sweep(
             batches.
         schedule: what moves otherwise than by alpha: kinds ("weight", "bias", "norm", "embedding", "last_bias"), layers
             or patterns of names -> "start", "end", "homogeneous", `schedules.power(p)` or a function of alphas; see
-            `mli_fast.schedules.assign`.
+            `mli_fast.schedules.assign`. What is held at one end needs no value at the other.
         precision: None (the parameters' own), "fp64", "fp32", "bf16" (operands rounded to bfloat16, sums in float32);
             on a GPU also "fp16", likewise, and "tf32" (float32 whose products round their operands to TF32). Elsewhere
             float32 is float32: PyTorch's TF32 switches are set for the call and put back.

@@ -4,6 +4,7 @@ import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from mli_fast.caller import caller
 
 from .loading import loads_plainly, match_by_model
-from .matching import Entry, match, model_entries
+from .matching import Entry, Spare, match, model_entries
 from .reading import Source, load_state
 from .values import CODES, all_finite, blends, cast_exactly, plain, same_bits, wider
 
@@ -38,7 +39,12 @@ class Anchors:
     versioned: bool = False
 
 
-def gather(model: nn.Module, sources: Sequence[Source], names: Sequence[str] = ("theta_0", "theta_T")) -> Anchors:
+def gather(
+    model: nn.Module,
+    sources: Sequence[Source],
+    names: Sequence[str] = ("theta_0", "theta_T"),
+    held: Mapping[str, int] | None = None,
+) -> Anchors:
     """Read R checkpoints, match each to the model, and sort every parameter into blended, constant or whole.
 
     Non-persistent buffers are the model's own and are not part of the anchors. No tensor is copied unless its dtype,
@@ -48,6 +54,7 @@ def gather(model: nn.Module, sources: Sequence[Source], names: Sequence[str] = (
         model: The architecture; its values are not used (it may be on the meta device) and nothing in it changes.
         sources: R sources, each as `load_state` takes them.
         names: What messages call them, one each.
+        held: Name -> the anchor that alone gives its values, so that others need none; None where there is no such way.
 
     Raises:
         TypeError: A source is of a wrong type.
@@ -63,16 +70,30 @@ def gather(model: nn.Module, sources: Sequence[Source], names: Sequence[str] = (
         raise ValueError(f"{len(sources)} checkpoints with {len(names)} names; give at least one, and a name for each")
     entries = model_entries(model)
     given = [load_state(source, name) for source, name in zip(sources, names, strict=True)]
-    labels = [_label(source, name) for source, name in zip(sources, names, strict=True)]
+    fits = [
+        partial(match, entries=entries, label=_label(source, name), spare=_spare(index, len(sources), held))
+        for index, (source, name) in enumerate(zip(sources, names, strict=True))
+    ]
     if loads_plainly(model):
-        states, versioned = [match(one, entries, label) for one, label in zip(given, labels, strict=True)], False
+        states, versioned = [fit(one) for fit, one in zip(fits, given, strict=True)], False
     else:
-        states, versioned = match_by_model(model, given, entries, labels)
+        states, versioned = match_by_model(model, given, fits, names)
+    for name, index in (held or {}).items():
+        for state in states:
+            state.setdefault(name, states[index][name])
     _check_apart(sources, states, names)
     anchors = Anchors(values={}, count=len(sources), versioned=versioned)
     for entry in entries:
         _add(anchors, entry, [state[entry.name] for state in states], names)
     return anchors
+
+
+def _spare(index: int, count: int, held: Mapping[str, int] | None) -> Spare:
+    """What an anchor need not have, and how to say that it need not."""
+    if held is None:
+        return Spare()
+    ways = {0: "end", count - 1: "start"} if count > 1 else {}
+    return Spare(frozenset(name for name, at in held.items() if at != index), ways.get(index))
 
 
 def _label(source: Source, name: str) -> str:

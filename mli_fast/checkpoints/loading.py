@@ -1,17 +1,18 @@
 """Models that load in their own way: overrides of `load_state_dict` and hooks of it, run on copies of the model."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .matching import Entry, bare_name, match, prefixes
+from .matching import bare_name, prefixes
 from .values import same_bits
 
 State = Mapping[str, Tensor]
+Fit = Callable[[State], dict[str, Tensor]]
 _LOADING = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
 
 
@@ -51,12 +52,18 @@ def loads_plainly(model: nn.Module) -> bool:
 
 
 def match_by_model(
-    model: nn.Module, states: Sequence[State], entries: Sequence[Entry], labels: Sequence[str]
+    model: nn.Module, states: Sequence[State], fits: Sequence[Fit], labels: Sequence[str]
 ) -> tuple[list[dict[str, Tensor]], bool]:
     """Match the checkpoints of a model that loads in its own way.
 
     Points are loaded by the model too, so values are taken as they stand where that does the same to all of them.
     Where names, shapes or versions say otherwise, a copy of the model loads each.
+
+    Args:
+        model: The architecture.
+        states: Keys as they stand in the checkpoints.
+        fits: What matches each of them to the model.
+        labels: What messages call them.
 
     Returns:
         The matched state dicts, and whether they are of the model's own versions.
@@ -68,12 +75,12 @@ def match_by_model(
     given = [_versions(state, own) for state in states]
     if all(one == given[0] for one in given) and given[0] in ({}, own):
         try:
-            fitting = [match(state, entries, label) for state, label in zip(states, labels, strict=True)]
+            fitting = [fit(state) for fit, state in zip(fits, states, strict=True)]
         except ValueError:
             pass  # as they stand, they do not fit
         else:
             return fitting, given[0] == own
-    return [_loaded(model, state, entries, label) for state, label in zip(states, labels, strict=True)], True
+    return [_loaded(model, *one) for one in zip(states, fits, labels, strict=True)], True
 
 
 def _versions(state: State, names: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +90,7 @@ def _versions(state: State, names: Mapping[str, Any]) -> dict[str, Any]:
     return {name: found[name]["version"] for name in names if "version" in found.get(name, {})}
 
 
-def _loaded(model: nn.Module, state: State, entries: Sequence[Entry], label: str) -> dict[str, Tensor]:
+def _loaded(model: nn.Module, state: State, fit: Fit, label: str) -> dict[str, Tensor]:
     """The values that a copy of the model holds once it has loaded a state dict."""
     reasons: list[Exception] = []
     for given in _forms(state):
@@ -97,8 +104,8 @@ def _loaded(model: nn.Module, state: State, entries: Sequence[Entry], label: str
                 f"{label}: the model's own load_state_dict (or a hook of it) changes values each time, so no point can "
                 "be loaded; load it yourself, take the hooks off the model, and pass the model's state_dict()"
             )
-        return match(first, entries, label)
-    match(state, entries, label)  # raises, and says more of what does not fit
+        return fit(first)
+    fit(state)  # raises, and says more of what does not fit
     raise ValueError(f"{label} does not fit the model: its own load_state_dict raises {reasons[0]}") from reasons[0]
 
 

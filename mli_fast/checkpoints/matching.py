@@ -27,6 +27,29 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Spare:
+    """What one checkpoint need not have, since its value is another one's all along a path.
+
+    Attributes:
+        names: Canonical names.
+        other: What a schedule calls the end that would do without this one; None where no schedule is possible.
+    """
+
+    names: frozenset[str] = frozenset()
+    other: str | None = None
+
+    def hint(self, names: Sequence[str], of: int) -> str:
+        """How to do without values of these names, where they are one part of the model; else nothing."""
+        part = _common_prefix(names)[:-1] or (names[0] if len(names) == 1 else "")
+        if self.other is None or not part or len(names) == of:
+            return ""
+        return f" Hint: held at the other end, by schedule={{{part!r}: {self.other!r}}}, it needs no value at this one."
+
+
+NONE_SPARE = Spare()
+
+
+@dataclass(frozen=True)
 class _Fit:
     """How a state dict's keys meet a model's names once the prefixes ``theirs`` and ``ours`` are taken off."""
 
@@ -61,13 +84,18 @@ def model_entries(model: nn.Module) -> list[Entry]:
     return [Entry(aliases[0], tuple(aliases), tensors[key]) for key, aliases in names.items()]
 
 
-def match(state: Mapping[str, Tensor], entries: Sequence[Entry], label: str) -> dict[str, Tensor]:
+def match(
+    state: Mapping[str, Tensor], entries: Sequence[Entry], label: str, spare: Spare = NONE_SPARE
+) -> dict[str, Tensor]:
     """Return the state dict's tensors under the model's canonical names, in the model's order.
+
+    Of names that may be spared, those that are missing or of another shape are left out.
 
     Args:
         state: Key -> tensor of any shape; the prefixes of wrappers are taken off where the rest then fits.
         entries: What the model needs.
         label: What messages call the state dict.
+        spare: What need not be there.
 
     Raises:
         ValueError: Keys are missing or too many, tied names hold different values, or shapes differ.
@@ -75,21 +103,27 @@ def match(state: Mapping[str, Tensor], entries: Sequence[Entry], label: str) -> 
     if "n_averaged" in state and all(key.startswith("module.") for key in state if key != "n_averaged"):
         state = {key: value for key, value in state.items() if key != "n_averaged"}  # torch.optim's AveragedModel
     fit = _best_fit(state, entries)
-    own = {entry.name: _own(entry) for entry in entries if entry.name in fit.missing}
+    missing = [name for name in fit.missing if name not in spare.names]
+    own = {entry.name: _own(entry) for entry in entries if entry.name in missing}
     if any(value is None for value in own.values()) or any(_last(key) not in _MAY_LACK for key in fit.excess):
-        raise ValueError(_misfit(fit, state, entries, label))
+        only = [name for name, value in own.items() if value is None and not fit.excess]
+        raise ValueError(_misfit(fit, state, entries, label) + spare.hint(only, len(entries)))
     found = {
         entry.name: value if (value := own.get(entry.name)) is not None else state[_tied_key(fit, state, entry, label)]
         for entry in entries
+        if entry.name in own or entry.name not in fit.missing
     }
-    wrong = [
-        f"{entry.name!r} has shape {tuple(found[entry.name].shape)}, the model's has {tuple(entry.tensor.shape)}"
-        for entry in entries
-        if found[entry.name].shape != entry.tensor.shape
-    ]
+    wrong = {e.name: e.tensor.shape for e in entries if e.name in found and found[e.name].shape != e.tensor.shape}
+    for name in spare.names & wrong.keys():
+        del found[name], wrong[name]
     if wrong:
+        said = [
+            f"{name!r} has shape {tuple(found[name].shape)}, the model's has {tuple(shape)}"
+            for name, shape in wrong.items()
+        ]
         more = f"; {len(wrong)} shapes differ in all" if len(wrong) > _SHOWN else ""
-        raise ValueError(f"{label} does not fit the model: {'; '.join(wrong[:_SHOWN])}{more}")
+        hint = spare.hint(list(wrong), len(entries))
+        raise ValueError(f"{label} does not fit the model: {'; '.join(said[:_SHOWN])}{more}{hint and f'.{hint}'}")
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .parts import KINDS, LAST_BIAS, Order, Part, Parts
-from .schedule import NAMED, Power, Schedule
+from .schedule import NAMED, Frozen, Power, Schedule
 
 HOMOGENEOUS = "homogeneous"
 ROOT = "(root)"  # what the group of the parameters that the model itself holds is called
@@ -78,6 +78,21 @@ def check(model: nn.Module, schedule: Mapping[str, Any]) -> None:
     if last != HOMOGENEOUS:
         _schedule(last, LAST_BIAS)
     assign(model, given)
+
+
+def held(model: nn.Module, schedule: Mapping[str, Any]) -> dict[str, float]:
+    """The names that a schedule holds at one end, and s there; without asking for the order of the layers.
+
+    Example:
+        >>> held(nn.Linear(3, 2), {"weight": "end", "bias": "linear"})
+        {'weight': 1.0}
+    """
+    given = {key: value for key, value in _mapping(schedule).items() if key != LAST_BIAS}
+    found = {n: s.function.at for n, s in assign(model, given).items() if isinstance(s.function, Frozen)}
+    if len(given) == len(schedule):
+        return found
+    biases = {part.name for part in Parts(model).of_kind("bias")}  # which one is the last is not known
+    return {name: at for name, at in found.items() if name not in biases}
 
 
 def groups(model: nn.Module, groups: Any = None, depth_order: Order | None = None) -> dict[str, tuple[str, ...]]:

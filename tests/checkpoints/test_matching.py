@@ -1,6 +1,8 @@
 """`gather`: keys against the model: wrapper prefixes, misfits and their hints, shapes, tied names."""
 
 import copy
+import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mli_fast import sweep
 from mli_fast.checkpoints import gather
 from tests.checkpoints.cases import State, Tied, mlp, state_of, write_torch
 
@@ -233,3 +236,37 @@ def test_an_averaged_model(as_mapping: bool) -> None:
     averaged.update_parameters(nn.Linear(2, 2))
     found = gather(nn.Linear(2, 2), [averaged.state_dict() if as_mapping else averaged], ["theta"]).values
     assert torch.equal(found["weight"][0], averaged.module.weight)
+
+
+def headed(seed: int, outputs: int = 2) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(OrderedDict(body=nn.Linear(3, 4), fc=nn.Linear(4, outputs))).double()
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+@pytest.mark.parametrize("other", ["absent", "other-shape", "nan"])
+def test_a_head_that_is_held_at_one_end_needs_no_value_at_the_other(at: str, other: str) -> None:
+    x, y = torch.randn(5, 3).double(), torch.randint(0, 2, (5,))
+    whole, lacking = headed(1), state_of(headed(2, 7 if other == "other-shape" else 2))
+    if other == "absent":
+        lacking = {key: value for key, value in lacking.items() if not key.startswith("fc.")}
+    if other == "nan":
+        lacking["fc.weight"] = torch.full_like(lacking["fc.weight"], float("nan"))
+    filled = {**lacking, **{key: value for key, value in state_of(whole).items() if key.startswith("fc.")}}
+    pairs = [(whole, one) if at == "start" else (one, whole) for one in (lacking, filled)]
+    found, expected = (sweep(whole, *pair, (x, y), alphas=5, schedule={"fc": at}) for pair in pairs)
+    assert torch.equal(torch.tensor(found.loss), torch.tensor(expected.loss))
+
+
+@pytest.mark.parametrize("shaped", [True, False])
+@pytest.mark.parametrize("lacks", [0, 1])
+def test_a_misfit_of_one_part_says_that_it_may_be_held(lacks: int, shaped: bool) -> None:
+    state = state_of(headed(2, 7))
+    ends: list[Any] = [headed(1), headed(1)]
+    ends[lacks] = state if shaped else {key: value for key, value in state.items() if not key.startswith("fc.")}
+    way = f"Hint: held at the other end, by schedule={{'fc': '{['end', 'start'][lacks]}'}}, it needs no value"
+    with pytest.raises(ValueError, match=re.escape(way)):
+        sweep(headed(1), *ends, (torch.randn(5, 3).double(), torch.zeros(5).long()))
+    schedule = {"fc": ["end", "start"][lacks], "last_bias": "linear"}  # so that a value at both ends is needed
+    with pytest.raises(ValueError, match=r"does not fit the model: .*bias"):
+        sweep(headed(1), *ends, (torch.randn(5, 3).double(), torch.zeros(5).long()), schedule=schedule)
