@@ -17,6 +17,7 @@ from torch import Tensor
 from .archive import UnsafeError, check_legacy, check_zip
 from .changes import unchanged_file
 from .formats import foreign_folder, kind_of, run_folder
+from .quantised import quantised_folder
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 COPIED = 256 << 20  # bytes up to which a checkpoint is copied: a map of a file that is truncated later ends the process
@@ -140,6 +141,8 @@ def _checked(place: Path) -> bool:
 
 
 def _read_folder(folder: Path, given: str) -> Any:
+    if (said := quantised_folder(folder)) is not None:
+        raise ValueError(f"{given}: {said}")
     indexes = sorted(folder.glob("*.index.json"))
     preferred = [index for index in indexes if index.name.endswith(".safetensors.index.json")] or indexes
     if len(preferred) > 1:

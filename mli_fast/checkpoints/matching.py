@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .quantised import quantised
 from .values import same_bits
 
 _STRIPPED = ("module.", "model.")  # DataParallel, Lightning; taken off when every key has them and the rest then fits
@@ -67,7 +68,7 @@ def model_entries(model: nn.Module) -> list[Entry]:
     """List what a checkpoint has to give values for: parameters, then persistent buffers, tied ones once.
 
     Raises:
-        ValueError: A parameter is lazy and not initialised yet.
+        ValueError: A parameter is lazy and not initialised yet, or anything is sparse.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> model[1].weight = model[0].weight
@@ -79,6 +80,11 @@ def model_entries(model: nn.Module) -> list[Entry]:
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *_persistent_buffers(model)):
         if is_lazy(tensor):
             raise ValueError(f"the model's {name!r} is an uninitialised lazy parameter; run one forward pass first")
+        if tensor.layout != torch.strided:
+            raise ValueError(
+                f"the model's {name!r} is stored as {tensor.layout}, which does not interpolate; make it dense, or "
+                "register it with persistent=False, so that it is the model's own at all points"
+            )
         names.setdefault(id(tensor), []).append(name)
         tensors[id(tensor)] = tensor
     return [Entry(aliases[0], tuple(aliases), tensors[key]) for key, aliases in names.items()]
@@ -106,6 +112,7 @@ def match(
     missing = [name for name in fit.missing if name not in spare.names]
     own = {entry.name: _own(entry) for entry in entries if entry.name in missing}
     if any(value is None for value in own.values()) or any(_last(key) not in _MAY_LACK for key in fit.excess):
+        _refuse_quantised(state, entries, label)
         only = [name for name, value in own.items() if value is None and not fit.excess]
         raise ValueError(_misfit(fit, state, entries, label) + spare.hint(only, len(entries)))
     found = {
@@ -117,6 +124,7 @@ def match(
     for name in spare.names & wrong.keys():
         del found[name], wrong[name]
     if wrong:
+        _refuse_quantised(state, entries, label)
         said = [
             f"{name!r} has shape {tuple(found[name].shape)}, the model's has {tuple(shape)}"
             for name, shape in wrong.items()
@@ -125,6 +133,13 @@ def match(
         hint = spare.hint(list(wrong), len(entries))
         raise ValueError(f"{label} does not fit the model: {'; '.join(said[:_SHOWN])}{more}{hint and f'.{hint}'}")
     return found
+
+
+def _refuse_quantised(state: Mapping[str, Tensor], entries: Sequence[Entry], label: str) -> None:
+    names = {alias for entry in entries for alias in entry.aliases}
+    said = quantised({key: value for key, value in state.items() if key not in names or value.dtype == torch.uint8})
+    if said is not None:
+        raise ValueError(f"{label}: {said}")
 
 
 def _own(entry: Entry) -> Tensor | None:
