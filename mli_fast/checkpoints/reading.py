@@ -19,6 +19,7 @@ Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
 NESTED = ("state_dict", "model_state_dict", "model_state", "model", "module")  # where trainers put the model
 _DEEPEST = 16  # of mappings in mappings
 _MOST_EXPANDED = 1 << 30  # bytes of a tensor from a file whose elements share memory
+_PYTORCHS = (Tensor, nn.Parameter, nn.Buffer)
 _MOST_SEEN = 1000  # mappings in which other weights are looked for
 
 
@@ -190,6 +191,20 @@ def _tensor(key: Any, value: Any, label: str) -> Tensor:
             f"{label}: the value of {key!r} is a {type(value).__name__}, not a tensor; pass the state dict alone, or "
             f"nested under one of {', '.join(NESTED)}"
         )
+    if type(value) in _PYTORCHS:
+        return _readable(key, value, label)
+    try:
+        return _readable(key, value, label)
+    except ValueError:
+        raise
+    except Exception as error:  # a tensor subclass runs code of its own, and may raise anything
+        raise ValueError(
+            f"{label}: {key!r} is a {type(value).__name__}, a tensor subclass that cannot be read "
+            f"({type(error).__name__}: {error}); pass plain tensors"
+        ) from error
+
+
+def _readable(key: str, value: Tensor, label: str) -> Tensor:
     if is_lazy(value):
         raise ValueError(f"{label}: {key!r} is an uninitialised lazy parameter; run one forward pass first")
     if value.is_meta:

@@ -281,6 +281,8 @@ def _replica(model: nn.Module, dtype: torch.dtype | None, device: torch.device) 
                     check_readable(value, f"the model's {_called(place, key)!r}")
                 if plain:
                     memo[id(value)] = _tensor_copy(value, storages, device, dtype)
+                elif value.layout in _COMPRESSED:  # which deepcopy does not know
+                    memo[id(value)] = value.detach().to(device, copy=True)
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -296,6 +298,7 @@ def _called(place: str, key: Any) -> str:
     return ".".join(name for name in names if name not in ("", "_parameters", "_buffers"))
 
 
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _EMPTIED = (dict, OrderedDict, set, list)
 
 
