@@ -88,15 +88,25 @@ class Options:
         return place
 
     def _device(self, first: Tensor | None) -> torch.device:
-        if self.device is not None:
-            place = torch.device(self.device)
-        else:
-            place = torch.device("cpu") if first is None or first.device.type == "meta" else first.device
-        if place.type == "cuda":
-            if not torch.cuda.is_available():
-                raise ValueError(f"device={str(self.device)!r} is not available: this PyTorch sees no GPU")
-            if place.index is None:
-                return torch.device("cuda", torch.cuda.current_device())
+        given = self.device
+        if given is None:
+            given = "cpu" if first is None or first.device.type == "meta" else first.device
+        called = f"device={str(given)!r}"
+        try:
+            place = torch.device(given)
+            if place.type == "cuda" and not torch.cuda.is_available():
+                raise ValueError(f"{called} is not available: this PyTorch sees no GPU")
+            if place.type != "cpu":  # as coefficients are
+                torch.empty(1, dtype=torch.float64, device=place)
+        except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+            raise ValueError(
+                f"{called} cannot be used: this PyTorch has no such device, or none with float64; pass 'cpu', or 'cuda'"
+                " for a GPU"
+            ) from error
+        if place.type == "meta":
+            raise ValueError(f"{called} holds no values; pass 'cpu', or 'cuda' for a GPU")
+        if place.type == "cuda" and place.index is None:
+            return torch.device("cuda", torch.cuda.current_device())
         return place
 
 

@@ -362,6 +362,19 @@ def test_a_device_that_is_not_there_is_named() -> None:
         case("mlp").sweep(3, device="cuda")
 
 
+@pytest.mark.parametrize("device", ["mps", "xpu", "hpu", "vulkan", "nonsense", "", 1.5])
+def test_a_device_that_cannot_be_used_is_one_sentence(device: Any) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^device='{device}' cannot be used: .* no such device.*; pass 'cpu', or 'cu"
+    ):
+        case("mlp").sweep(3, device=device)
+
+
+def test_the_meta_device_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^device='meta' holds no values; pass 'cpu', or 'cuda' for a GPU$"):
+        case("mlp").sweep(3, device="meta")
+
+
 # ---------------------------------------------------------------------------------- exceptions of the caller's own code
 
 
