@@ -227,23 +227,27 @@ def _hints(fit: _Fit, state: Mapping[str, Tensor], entries: Sequence[Entry], lab
             yield f" Compared after taking {prefix!r} off {whose}."
     bare_missing = {bare_name(name, fit.ours) for name in fit.missing}
     bare_excess = {bare_name(key, fit.theirs) for key in fit.excess}
-    prefix, count = _inner_prefix(bare_missing, bare_excess)
-    if prefix:
-        yield f" Hint: {count} of the missing keys are there with {prefix!r} in front; take it off, drop the rest."
-    prefix, count = _inner_prefix(bare_excess, bare_missing)
-    if prefix:
-        yield f" Hint: the model has {count} of the keys too many with {prefix!r} in front; add it."
+    found, count = _inner_prefixes(bare_missing, bare_excess)
+    if found:
+        several = f" (so they are with {', '.join(map(repr, found[1:]))})" if len(found) > 1 else ""
+        ways = " or ".join(f"'FILE::{(fit.theirs + prefix)[:-1]}'" for prefix in found)
+        yield f" Hint: {count} of the missing keys are there with {found[0]!r} in front{several}; "
+        yield f"take it off, drop the rest, or pass {ways} where this is a file."
+    found, count = _inner_prefixes(bare_excess, bare_missing)
+    if found:
+        yield f" Hint: the model has {count} of the keys too many with {found[0]!r} in front; add it."
 
 
-def _inner_prefix(names: set[str], longer: set[str]) -> tuple[str, int]:
-    """Return the prefix under which most of ``names`` are found among ``longer``, and how many are."""
+def _inner_prefixes(names: set[str], longer: set[str]) -> tuple[list[str], int]:
+    """Return the prefixes under which most of ``names`` are found among ``longer``, and how many are."""
     counts: dict[str, int] = {}
     for name in longer:
         dots = (index + 1 for index, char in enumerate(name) if char == ".")
         for dot in dots:
             if name[dot:] in names:
                 counts[name[:dot]] = counts.get(name[:dot], 0) + 1
-    return max(counts.items(), key=lambda item: item[1], default=("", 0))
+    most = max(counts.values(), default=0)
+    return sorted(prefix for prefix, count in counts.items() if count == most), most
 
 
 def _common_prefix(names: Sequence[str]) -> str:

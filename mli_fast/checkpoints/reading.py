@@ -17,6 +17,7 @@ from .loading import Versioned
 
 Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
 NESTED = ("state_dict", "model_state_dict", "model_state", "model", "module")  # where trainers put the model
+SHADOW = "shadow_params"  # where torch_ema and diffusers keep moving averages
 _DEEPEST = 16  # of mappings in mappings
 _MOST_EXPANDED = 1 << 30  # bytes of a tensor from a file whose elements share memory
 _PYTORCHS = (Tensor, nn.Parameter, nn.Buffer)
@@ -32,9 +33,10 @@ def load_state(source: Source, label: str = "checkpoint") -> dict[str, Tensor]:
     touched; such a file must not be written to while they are in use: new values may be mixed with old ones, and a
     file that becomes shorter ends the process (SIGBUS). Smaller files are copied.
     A mapping that nests the state dict under "state_dict", "model_state_dict", "model_state", "model" or "module"
-    beside other things is understood; ``"file.pt::ema"`` takes what a file holds under "ema", and ``"file.pt::a.b"``
-    what lies deeper. Where weights of the same names lie beside those taken, a warning names both. Extra state of
-    modules (keys ending in ``_extra_state``) is left out, with a warning where it holds anything.
+    beside other things is understood; ``"file.pt::ema"`` takes what a file holds under "ema" or under keys that begin
+    with "ema.", and ``"file.pt::a.b"`` what lies deeper. Where weights of the same names, or moving averages without
+    names, lie beside those taken, a warning names both. Extra state of modules (keys ending in ``_extra_state``) is
+    left out, with a warning where it holds anything.
 
     Args:
         source: A module, a state dict, or the path of a .pt/.pth/.ckpt/.bin or .safetensors file or of a folder with an
@@ -81,9 +83,17 @@ def _at(held: Any, chosen: str, label: str) -> Any:
     first, dot, rest = chosen.partition(".")
     if isinstance(held, Mapping) and first in held and dot:
         return _at(held[first], rest, label)
+    for among in (held, *(held.get(key) for key in NESTED)) if isinstance(held, Mapping) else ():
+        if isinstance(among, Mapping) and (found := _below(among, f"{chosen}.")):
+            return found
     keys = [repr(key) for key in held] if isinstance(held, Mapping) else []
     there = f"there are {', '.join(keys[:10])}{', ...' if len(keys) > 10 else ''}" if keys else "there are no keys"
     raise ValueError(f"{label}: nothing lies under {chosen!r}; {there}")
+
+
+def _below(held: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What a mapping holds under keys of a prefix, without it."""
+    return {str(key)[len(prefix) :]: value for key, value in held.items() if str(key).startswith(prefix)}
 
 
 def _flat(held: nn.Module | Mapping[str, Any], label: str, start: str | None) -> dict[str, Tensor]:
@@ -95,6 +105,8 @@ def _flat(held: nn.Module | Mapping[str, Any], label: str, start: str | None) ->
         taken, label = _mapping(taken[inner]), f"{label}[{inner!r}]"
         if len(keys) > _DEEPEST:
             raise ValueError(f"{label}: more than {_DEEPEST} mappings in each other; pass the state dict alone")
+    if _is_nameless(taken.get(SHADOW)):
+        raise ValueError(f"{label}: {_shadow_said(SHADOW)}")
     extra = [key for key in taken if str(key).endswith("_extra_state")]
     unused = [key for key in extra if not _is_nothing(taken[key])]
     if unused:
@@ -111,6 +123,13 @@ def _flat(held: nn.Module | Mapping[str, Any], label: str, start: str | None) ->
                 f"{label}: {key!r} of shape {tuple(value.shape)} is an expanded tensor; save it contiguous"
             )
     others = _others(whole, keys, state)[:5]
+    for shadow in (other for other in others if other.rpartition(".")[2] == SHADOW):
+        warnings.warn(
+            f"{label}: the weights under {'.'.join(keys)!r} are taken; {_shadow_said(shadow)}",
+            UserWarning,
+            stacklevel=caller(),
+        )
+    others = [other for other in others if other.rpartition(".")[2] != SHADOW]
     if others:
         name = ".".join(keys)
         ways = (f"the mapping under {key!r}" if start is None else f"'{start}{key}'" for key in [*others, name])
@@ -135,19 +154,32 @@ def _others(whole: Mapping[str, Any], keys: list[str], state: Mapping[str, Tenso
     for key in keys:
         taken = _mapping(taken)[key]
     names, seen = {_bare(key) for key in state}, {id(whole), id(taken)}
-    found: list[str] = []
+    found: list[str] = [SHADOW] if _is_nameless(whole.get(SHADOW)) else []
     waiting: list[tuple[str, Mapping[str, Any]]] = [("", whole)]
     for prefix, held in waiting:  # grows
         for key, value in held.items():
             if not isinstance(value, nn.Module | Mapping) or id(value) in seen or "optim" in str(key):
                 continue
             seen.add(id(value))
+            if _is_nameless(_mapping(value).get(SHADOW)):
+                found.append(f"{prefix}{key}.{SHADOW}")
             there = {_bare(str(name)) for name, inner in _mapping(value).items() if isinstance(inner, Tensor)}
             if 2 * len(there & names) > len(names):
                 found.append(f"{prefix}{key}")
             elif prefix.count(".") < 3 and len(waiting) < _MOST_SEEN:
                 waiting.append((f"{prefix}{key}.", _mapping(value)))
     return found
+
+
+def _is_nameless(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value)
+
+
+def _shadow_said(where: str) -> str:
+    return (
+        f"{where!r} holds moving averages without names, in the order of model.parameters(): to use them, copy them "
+        "into the model's parameters one by one and pass its state_dict()"
+    )
 
 
 def _bare(key: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mli_fast.checkpoints import load_state
+from mli_fast.checkpoints import gather, load_state
 from mli_fast.checkpoints.reading import NESTED
 from tests.checkpoints.cases import State, assert_same, mlp, state_of, write_torch
 
@@ -120,3 +120,29 @@ def test_mappings_that_are_shared_are_walked_once(tmp_path: Path) -> None:
         shared = {"a": shared, "b": shared}
     path = write_torch(tmp_path / "w.pt", {"model": shared, "state_dict": {"w": torch.ones(1)}})
     assert_same(load_state(path), {"w": torch.ones(1)})
+
+
+@pytest.mark.parametrize("where", ["ema", "callbacks.ema", ""])
+def test_averages_without_names_are_told(where: str, tmp_path: Path) -> None:
+    averages: dict[str, Any] = {"decay": 0.9, "shadow_params": [value + 1 for value in state_of(mlp()).values()]}
+    held: dict[str, Any] = averages
+    for key in reversed(where.split(".") if where else []):
+        held = {key: held}
+    path = write_torch(tmp_path / "w.pt", {"model": state_of(mlp()), **held})
+    said = f"the weights under 'model' are taken; '{where + '.' if where else ''}shadow_params' holds moving averages"
+    with pytest.warns(UserWarning, match=said):
+        assert_same(load_state(path), state_of(mlp()))
+    alone = write_torch(tmp_path / "a.pt", averages)
+    with pytest.raises(ValueError, match=r"'shadow_params' holds moving averages without names.*pass its state_dict"):
+        load_state(alone)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_averages_whose_keys_lie_among_the_weights(nested: bool, tmp_path: Path) -> None:
+    both = [(f"{name}.{key}", value) for name, of in (("model", mlp()), ("ema_model", mlp(1))) for key, value in
+            state_of(of).items()]  # fmt: skip
+    path = write_torch(tmp_path / "w.pt", {"state_dict": dict(both), "epoch": 3} if nested else dict(both))
+    with pytest.raises(ValueError, match=r"'ema_model\.' in front \(so they are with 'model\.'\).*'FILE::ema_mod"):
+        gather(mlp(), [path, mlp()])
+    assert_same(load_state(f"{path}::ema_model"), state_of(mlp(1)))
+    assert_same(load_state(f"{path}::model"), state_of(mlp()))
