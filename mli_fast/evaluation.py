@@ -183,6 +183,13 @@ class Evaluation:
             self._states[key] = load_state(source, name)
         return self._states[key]
 
+    def _named(self, source: Source) -> str:
+        """How the provenance calls a checkpoint: of a file also the key that its weights lie under."""
+        if not isinstance(source, (str, os.PathLike)):
+            return type(source).__name__
+        given, place = os.fspath(source), getattr(self._states.get(os.path.realpath(source)), "place", "")
+        return f"{given}{'.' if '::' in given else '::'}{place}" if place else given
+
     def order(self, path: Path) -> Callable[[], list[str]]:
         """What finds the layers in the order of their calls, from one forward pass at the path's first anchor."""
 
@@ -252,7 +259,7 @@ class Evaluation:
         changed = next((what for what, tensor, before in self._versions if tensor._version != before), None)
         if changed is not None and not self.network.borrows:
             raise ValueError(f"{changed} was written to during the sweep (by training that goes on?); pass a copy")
-        anchors = [[_named(s) for s in job.path.anchors] for job in jobs]
+        anchors = [[self._named(s) for s in job.path.anchors] for job in jobs]
         self._ran: dict[str, Any] = {"anchors": anchors, "rows_per_pass": rows}
         self._ran |= _how_it_ran(works, planner, self._choice.used) | _of_checkpoints(list(self._gathered.values()))
         self._ran["seconds"] = time.perf_counter() - self._started
@@ -520,11 +527,6 @@ def _backend_of(kernels: set[str]) -> str:
     backend = {k.name: k.backend for k in KERNELS}
     names = {backend[k.split(":")[1]] for k in kernels if k.split(":")[1] in backend}
     return " and ".join(sorted(names)) or "reference"
-
-
-def _named(source: Source) -> str:
-    """How the provenance calls a checkpoint."""
-    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
 
 
 def _called(schedule: Any) -> str:

@@ -17,9 +17,14 @@ _LOADING = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
 
 
 class Versioned(dict[str, Tensor]):
-    """A state dict with the versions of modules, as `state_dict()` gives it."""
+    """A state dict with the versions of modules, as `state_dict()` gives it.
+
+    Attributes:
+        place: The keys, joined by dots, under which it lay in what it was read from.
+    """
 
     _metadata: Any
+    place = ""
 
     def like(self, state: Mapping[str, Any], prefix: str = "") -> "Versioned":
         """Itself, with the versions that another state dict has, if it has any."""

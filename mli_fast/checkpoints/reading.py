@@ -139,7 +139,9 @@ def _flat(held: nn.Module | Mapping[str, Any], label: str, start: str | None) ->
             UserWarning,
             stacklevel=caller(),
         )
-    return Versioned(state).like(taken) if hasattr(taken, "_metadata") else state
+    found = Versioned(state).like(taken)
+    found.place = ".".join(keys)
+    return found
 
 
 def _mapping(held: nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:

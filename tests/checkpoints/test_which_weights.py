@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from mli_fast import sweep
 from mli_fast.checkpoints import gather, load_state
 from mli_fast.checkpoints.reading import NESTED
 from tests.checkpoints.cases import State, assert_same, mlp, state_of, write_torch
@@ -146,3 +147,14 @@ def test_averages_whose_keys_lie_among_the_weights(nested: bool, tmp_path: Path)
         gather(mlp(), [path, mlp()])
     assert_same(load_state(f"{path}::ema_model"), state_of(mlp(1)))
     assert_same(load_state(f"{path}::model"), state_of(mlp()))
+
+
+def test_the_provenance_names_the_key_that_weights_lie_under(tmp_path: Path) -> None:
+    nested = write_torch(tmp_path / "n.pt", {"state_dict": state_of(mlp(1)), "epoch": 3})
+    deep = f"{write_torch(tmp_path / 'd.pt', {'ema': {'module': state_of(mlp(2))}})}::ema"
+    flat = write_torch(tmp_path / "f.pt", state_of(mlp(2)))
+    data = torch.randn(5, 3), torch.zeros(5).long()
+    told = sweep(mlp(), nested, deep, data, alphas=2).provenance["anchors"]
+    assert told == [f"{nested}::state_dict", f"{deep}.module"]
+    assert sweep(mlp(), *told, data, alphas=2).provenance["anchors"] == told
+    assert sweep(mlp(), flat, mlp(), data, alphas=2).provenance["anchors"] == [str(flat), "Sequential"]
