@@ -23,6 +23,7 @@ from mli_fast.engine.feeding import fed
 from mli_fast.engine.guard import noting, on, random_state_kept
 from mli_fast.engine.network import Network
 from mli_fast.evaluation import Data
+from mli_fast.interrupts import deferred
 from mli_fast.losses import loss as loss_of
 from mli_fast.options import Options
 from mli_fast.paths import Bezier, Line
@@ -159,6 +160,7 @@ def _trained(
     generator = torch.Generator().manual_seed(seed)
     shown = sys.stderr.isatty() if options.progress is None else options.progress
     with (
+        deferred(),
         on(place, options.precision == "tf32"),
         random_state_kept(),
         torch.inference_mode(False),

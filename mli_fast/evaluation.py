@@ -39,6 +39,7 @@ from mli_fast.engine.planner import Planner
 from mli_fast.engine.points import Points
 from mli_fast.engine.rows import bytes_per_example, rows_per_pass
 from mli_fast.engine.slopes import Slopes
+from mli_fast.interrupts import at_once, deferred
 from mli_fast.losses import loss
 from mli_fast.ops.backend import Choice, requested, require, triton_version
 from mli_fast.ops.dispatch import KERNELS
@@ -112,6 +113,7 @@ class Evaluation:
     def __enter__(self) -> Evaluation:
         tf32 = self.options.precision == "tf32"
         with contextlib.ExitStack() as stack:
+            stack.enter_context(deferred())  # outermost: what waits is taken when all the rest is put back
             contexts: list[Any] = [
                 on(self.device, tf32),
                 random_state_kept(),
@@ -180,7 +182,8 @@ class Evaluation:
             return source
         key = os.path.realpath(source)
         if key not in self._states:
-            self._states[key] = load_state(source, name)
+            with at_once():
+                self._states[key] = load_state(source, name)
         return self._states[key]
 
     def _named(self, source: Source) -> str:
@@ -211,13 +214,15 @@ class Evaluation:
         if self._pair is not None:
             return tuple(t[:2] for t in self._pair)  # one alone has no statistics
         assert self._batches is not None
-        self._batches, first = _peeked(self._batches)
+        with at_once():
+            self._batches, first = _peeked(self._batches)
         return first
 
     def keep_data(self) -> None:
         """From now on the data may be read several times: it is in memory."""
         if self._batches is not None:
-            self._batches = list(self._batches)
+            with at_once():
+                self._batches = list(self._batches)
 
     def refuse_functionals(self, where: str) -> None:
         """Raise where points come in rounds, so that what needs all of a line's points at once cannot run.

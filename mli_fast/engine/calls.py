@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mli_fast import buffers, native
+from mli_fast.interrupts import safe
 from mli_fast.native.checks import ACTIVATIONS
 from mli_fast.native.conv import _pixel_offsets
 from mli_fast.native.loading import require
@@ -64,6 +65,7 @@ class _Native:
         self._activation = ACTIVATIONS[product.activation]
 
     def _tail(self, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> tuple[int, ...]:
+        safe()  # a pass over many points takes long: between its products
         columns = self._columns
         addresses = (_address(scale), _address(shift), _address(residual))
         return (*addresses, columns, columns, self._rows * columns, self._activation)

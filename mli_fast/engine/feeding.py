@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mli_fast.engine.batches import check_readable
+from mli_fast.interrupts import at_once
 from mli_fast.trees import mapped, tensors_in
 
 SHARE = 0.25  # of a GPU's free memory that an (X, y) pair may take
@@ -26,13 +27,13 @@ def resident(pair: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor,
 def fed(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
     """The batches on `device`; on a GPU each is sent from pinned memory while the one before is worked on."""
     if device.type != "cuda":
-        for batch in batches:
+        for batch in _read(batches):
             check_readable(batch)
             yield mapped(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
         return
     side = torch.cuda.Stream(device)
     sent: tuple[Any, torch.cuda.Event] | None = None
-    for batch in batches:
+    for batch in _read(batches):
         check_readable(batch)
         with torch.cuda.stream(side):
             following = mapped(lambda x: _send(x, device) if isinstance(x, Tensor) else x, batch), side.record_event()
@@ -41,6 +42,19 @@ def fed(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
         sent = following
     if sent is not None:
         yield _arrived(*sent)
+
+
+def _read(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches, between which Ctrl-C is taken, and while the loader is at work."""
+    with at_once():
+        iterator = iter(batches)
+    while True:
+        with at_once():
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+        yield batch
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -22,6 +22,7 @@ from mli_fast.checkpoints.matching import model_entries
 from mli_fast.checkpoints.values import same_bits
 from mli_fast.engine.batches import Forward, check_readable
 from mli_fast.engine.points import Points, Writer
+from mli_fast.interrupts import safe
 from mli_fast.trees import mapped
 
 
@@ -220,12 +221,14 @@ class Network:
     # ---- passes
     def run(self, batch: Any) -> tuple[Any, Any]:
         """(outputs, targets) of one batch, which may be written to, with what is in memory."""
+        safe()
         torch.clear_autocast_cache()  # what autocast cast of other values
         with _eager():
             return self._forward(self.model, batch)
 
     def evaluate(self, values: Mapping[str, Tensor], batch: Any) -> tuple[Any, Any]:
         """(outputs, targets) with these values for parameters and buffers; they may be differentiated."""
+        safe()
         torch.clear_autocast_cache()
         every = {f"model.{alias}": value for name, value in values.items() for alias in self._aliases[name]}
         return functional_call(_Called(self.model, self._forward), every, (batch,), tie_weights=False)

@@ -24,6 +24,7 @@ from mli_fast.engine.planner import Planner, Route
 from mli_fast.engine.points import Points
 from mli_fast.engine.shared import SharedCache
 from mli_fast.engine.slopes import Slopes
+from mli_fast.interrupts import safe
 from mli_fast.ops.memory import is_aligned
 from mli_fast.reducers import Batch, Reducer
 from mli_fast.trees import bytes_in, copied, mapped, tensors_in
@@ -214,6 +215,7 @@ class _Loop:
             given: Pass | None = None
             aside: list[tuple[_One, Batch]] = []
             for (one, route, score), scored in zip(members, gathered, strict=True):
+                safe()
                 with self._noting(work, one, start, stop - 1, "planned"):
                     assert route.shared is not None
                     try:
