@@ -228,7 +228,8 @@ def _tensor(key: Any, value: Any, label: str) -> Tensor:
     if type(value) in _PYTORCHS:
         return _readable(key, value, label)
     try:
-        return _readable(key, value, label)
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value  # DTensor: every rank comes by here
+        return _readable(key, whole, label)
     except ValueError:
         raise
     except Exception as error:  # a tensor subclass runs code of its own, and may raise anything
@@ -249,6 +250,6 @@ def _readable(key: str, value: Tensor, label: str) -> Tensor:
     if (reason := unreadable(value)) is not None:
         raise ValueError(
             f"{label}: {key!r} is {reason}; pass whole tensors with memory of their own (FSDP: get_model_state_dict of "
-            "torch.distributed.checkpoint.state_dict with full_state_dict=True; DTensor: full_tensor())"
+            "torch.distributed.checkpoint.state_dict with full_state_dict=True)"
         )
     return value.detach().resolve_conj().resolve_neg()

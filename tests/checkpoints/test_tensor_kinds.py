@@ -36,21 +36,21 @@ def distributed(state: State, mesh: Any) -> State:
     return {key: distribute_tensor(value, mesh, [Shard(0)]) for key, value in state.items()}
 
 
-def test_distributed_tensors_are_refused_by_name(mesh: Any, tmp_path: Path) -> None:
-    end = distributed(state_of(mlp(1)), mesh)
-    path = write_torch(tmp_path / "w.pt", end)
-    for ends in ((end, end), (mlp(1), end), (path, path)):
-        with pytest.raises(ValueError, match=r"theta_.*'0\.weight' is a DTensor.*full_tensor\(\)"):
-            mli_fast.sweep(mlp(), *ends, DATA)
+def test_distributed_ends_are_gathered(mesh: Any, tmp_path: Path) -> None:
+    ends = [distributed(state_of(mlp(seed)), mesh) for seed in (1, 2)]
+    paths = [write_torch(tmp_path / f"{at}.pt", end) for at, end in enumerate(ends)]
+    expected = mli_fast.sweep(mlp(), mlp(1), mlp(2), DATA, 5).loss
+    for pair in (ends, (mlp(1), ends[1]), paths):
+        np.testing.assert_array_equal(mli_fast.sweep(mlp(), *pair, DATA, 5).loss, expected)
 
 
 @pytest.mark.filterwarnings("ignore:FSDP")
-def test_sharded_modules_are_refused_by_name(mesh: Any) -> None:
+def test_sharded_modules_are_gathered_ends_but_no_architecture(mesh: Any) -> None:
     from torch.distributed.fsdp import fully_shard
 
     sharded = fully_shard(mlp(1), mesh=mesh)
-    with pytest.raises(ValueError, match=r"theta_0: '0\.weight' is a DTensor.*get_model_state_dict"):
-        mli_fast.sweep(mlp(), sharded, sharded, DATA)
+    expected = mli_fast.sweep(mlp(), mlp(1), mlp(2), DATA, 5).loss
+    np.testing.assert_array_equal(mli_fast.sweep(mlp(), sharded, mlp(2), DATA, 5).loss, expected)
     with pytest.raises(ValueError, match=r"the model's '0\.weight'.* is a DTensor"):
         mli_fast.sweep(sharded, mlp(1), mlp(2), DATA)
 
