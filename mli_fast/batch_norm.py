@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 CALIBRATED = ("recalibrate", "recalibrate-ema", "update-bn")
 IN_BATCHES = ("recalibrate-ema", "update-bn")  # what they give depends on the batches
@@ -46,9 +47,18 @@ def sees_batches(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) and module.running_mean is None for module in model.modules())
 
 
-def running_statistics(model: nn.Module) -> list[str]:
-    """The names of every batch norm's running mean and variance."""
-    return [name for module in batch_norms(model) for name in names_of(module)]
+def keepers(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of any class that keep a running mean and variance, by name: frozen, instance and own norms too."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if all(isinstance(module._buffers.get(kept), Tensor) for kept in names_of(""))
+    }
+
+
+def set_to_an_end(model: nn.Module) -> dict[str, nn.Module]:
+    """Those that "start" and "end" are about: batch norms of any class, frozen and own ones too; no instance norms."""
+    return {name: module for name, module in keepers(model).items() if not isinstance(module, _InstanceNorm)}
 
 
 def names_of(module: str) -> tuple[str, str]:

@@ -29,7 +29,7 @@ from mli_fast.checkpoints.values import blends
 from mli_fast.criteria import Custom
 from mli_fast.engine import Work, evaluate_all
 from mli_fast.engine.batches import checked_loader, checked_pair, cut, default_forward, is_pair
-from mli_fast.engine.calibration import calibrated
+from mli_fast.engine.calibration import calibrated, missed
 from mli_fast.engine.feeding import fed, resident
 from mli_fast.engine.guard import noting, on, random_state_kept, without_autocast
 from mli_fast.engine.listing import listing
@@ -318,15 +318,12 @@ class Evaluation:
                 )
             directions = self._points(job, anchors, path.derivatives(job.points), schedules.derivatives)
             slopes = Slopes(self.network, points, directions, criterion)
-        self._check_variances(points, job.points)
-        found = bool(batch_norms.batch_norms(self._model))
+        before = len(points.tables)
         if options.batch_norm in batch_norms.CALIBRATED:
-            before = len(points.tables)
             points = calibrated(options.batch_norm, self.network, points, self._calibration())
-            found = len(points.tables) > before
-        if options.batch_norm != "interpolate" and not found:
-            text = "found no batch norm with running statistics in this model: it changes nothing"
-            self._tell("batch norms", f"batch_norm={options.batch_norm!r} {text}")
+        if options.batch_norm != "interpolate":
+            self._check_reach(points, len(points.tables) > before)
+        self._check_variances(points, job.points)
         chunk = None if options.chunk == "auto" else int(options.chunk)
         return Work(points, reducer, job.points, path.axes, slopes, chunk)
 
@@ -336,8 +333,9 @@ class Evaluation:
         if job.moving is not None:
             values = {n: a if n in job.moving else self._one(job.path, n, job.held) for n, a in values.items()}
         if options.batch_norm in ("start", "end"):
-            for name in batch_norms.running_statistics(self._model):
-                values[name] = self._one(job.path, name, 0 if options.batch_norm == "start" else -1)
+            for name in (n for norm in batch_norms.set_to_an_end(self._model) for n in batch_norms.names_of(norm)):
+                if name in values:
+                    values[name] = self._one(job.path, name, 0 if options.batch_norm == "start" else -1)
         others: dict[str, Tensor] = {}
         if options.schedule is not None:
             assigned = schedules.assign(self._model, options.schedule, self.order(job.path))
@@ -424,10 +422,41 @@ class Evaluation:
             self._told.add(of)
             warnings.warn(text, kind, stacklevel=caller())
 
+    def _check_reach(self, points: Points, calibrated: bool) -> None:
+        """Warn of running statistics that the policy says nothing of, or that there are none; once for all jobs."""
+        policy, model = self.options.batch_norm, self._model
+        if "reach" in self._told:
+            return
+        self._told.add("reach")
+        of_an_end = policy in ("start", "end")
+        norms: Any = batch_norms.set_to_an_end(model) if of_an_end else batch_norms.batch_norms(model)
+        if not (calibrated if policy in batch_norms.CALIBRATED else norms):
+            text = "found no batch norm with running statistics in this model: it changes nothing"
+            self._tell("batch norms", f"batch_norm={policy!r} {text}")
+        elif of_an_end:
+            self._tell_missed([name for name in batch_norms.keepers(model) if name not in norms])
+        else:
+            batch = next(fed([self._first_batch()], self.device))
+            self._tell_missed(missed(policy, self.network, points, batch))
+
+    def _tell_missed(self, names: list[str]) -> None:
+        if names:
+            kind = type(self._model.get_submodule(names[0])).__name__
+            self._tell(
+                "batch norms",
+                f"batch_norm={self.options.batch_norm!r} does not reach {len(names)} module(s) with running "
+                f"statistics, the first is {names[0]!r} ({kind}): theirs are interpolated; it sets those "
+                "of batch norms, where these are called as modules",
+            )
+
     def _check_variances(self, points: Points, at: Array) -> None:
         """Warn of running variances that are negative at a point, as beyond the anchors: the loss is NaN there."""
-        names = [variance for _, variance in map(batch_norms.names_of, batch_norms.batch_norms(self._model))]
-        for name in (name for name in names if name in points.anchors):
+        norms = batch_norms.keepers(self._model)
+        if self.options.batch_norm == "batch":
+            norms = {name: norm for name, norm in norms.items() if name not in batch_norms.batch_norms(self._model)}
+        for name in (batch_norms.names_of(norm)[1] for norm in norms):
+            if name not in points.anchors:
+                continue  # calibrated, or no value of a checkpoint's
             anchors = points.anchors[name]
             inside = len(anchors) == 1 or bool((points.coefficients(name) >= 0).all())
             if inside and not any(bool((a < 0).any()) for a in anchors):

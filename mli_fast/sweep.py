@@ -70,12 +70,13 @@ def sweep(
             largest alpha). Of the whole line, means over examples: "gauss_length" (the angles between chords of the
             outputs), "gauss_length_jvp" (between exact tangents), "path_length", "monotone_examples" (share of examples
             whose own loss is monotone on [0, 1]). Those hold one batch's outputs at all points.
-        batch_norm: running statistics "interpolate" as the parameters do; are those of the "start" or the "end";
-            "recalibrate": the exact mean and variance over the calibration data at every point, layer after layer;
-            "recalibrate-ema": what a pass with batch norms in training mode, and all else in eval mode, leaves of reset
-            statistics (Lucas et al. 2021); "update-bn": what `torch.optim.swa_utils.update_bn` leaves, with the whole
-            model in training mode; dropout draws the same at every point, from the random state at the call. "batch":
-            those of each batch.
+        batch_norm: running statistics "interpolate" as the parameters do; are those of the "start" or the "end"
+            (of batch norms of any class, frozen ones too; not of instance norms); "recalibrate": the exact mean and
+            variance over the calibration data at every point, layer after layer; "recalibrate-ema": what a pass with
+            batch norms in training mode, and all else in eval mode, leaves of reset statistics (Lucas et al. 2021);
+            "update-bn": what `torch.optim.swa_utils.update_bn` leaves, with the whole model in training mode; dropout
+            draws the same at every point, from the random state at the call. "batch": those of each batch. A warning
+            names norms that a policy does not reach.
         calibration: the data for the "recalibrate" policies and "update-bn", as `loader`; all but "recalibrate" want
             batches.
         schedule: what moves otherwise than by alpha: kinds ("weight", "bias", "norm", "embedding", "last_bias"), layers

@@ -8,13 +8,24 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mli_fast.batch_norm import Moments, names_of, normalising_by, running_statistics, sees_batches, updating
+from mli_fast.batch_norm import (
+    IN_BATCHES,
+    Moments,
+    batch_norms,
+    keepers,
+    names_of,
+    normalising_by,
+    sees_batches,
+    updating,
+)
+from mli_fast.checkpoints.values import same_bits
 from mli_fast.engine.batches import examples
 from mli_fast.engine.guard import RngSnapshot, noting, random_state_kept
 from mli_fast.engine.network import Network
+from mli_fast.engine.passes import same_results
 from mli_fast.engine.points import Points
 from mli_fast.trees import copied, mapped, tensors_in
 
@@ -71,6 +82,44 @@ def calibrated(policy: str, network: Network, points: Points, batches: Iterable[
     with random_state_kept(), noting("while batch norm was calibrated"):
         tables = rule(Forwards(network, points), kept, every)
     return points.with_tables(tables)
+
+
+def missed(policy: str, network: Network, points: Points, batch: Any) -> list[str]:
+    """The modules whose running statistics a pass reads though a policy did not set them.
+
+    Frozen batch norms, instance norms, and modules of the caller's that call batch norm's functional.
+
+    Args:
+        policy: "batch" or one of `batch_norm.CALIBRATED`, in force.
+        network: the network.
+        points: with what the policy gave them.
+        batch: a first one, on the device.
+    """
+    left = {n: module for n, module in keepers(network.model).items() if names_of(n)[1] in network.own}
+    if policy in IN_BATCHES:
+        left = {n: module for n, module in left.items() if names_of(n)[1] not in points.tables}
+    forwards, called = Forwards(network, points), set()
+
+    def result(changed: tuple[Tensor, ...] = ()) -> Any:
+        with forwards.at(0):
+            for statistic in changed:
+                statistic.mul_(2).add_(1)
+            return network.run(copied(batch))
+
+    def reads(module: nn.Module) -> bool:
+        return not same_results(given, result(tuple(module.get_buffer(kept) for kept in names_of(""))))
+
+    with random_state_kept(), noting("in batch 0, while it was looked for what batch_norm= does not reach"):
+        if not left:
+            return []
+        hooks = [module.register_forward_pre_hook(lambda m, _: called.add(m)) for module in left.values()]
+        try:
+            given = result()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        set_here = called.intersection(batch_norms(network.model).values()) if policy not in IN_BATCHES else ()
+        return [name for name, module in left.items() if module not in set_here and reads(module)]
 
 
 def recalibrated(forwards: Forwards, batches: list[Any], which: Iterable[int]) -> Tables:
@@ -188,25 +237,26 @@ def updated(policy: str, forwards: Forwards, batches: list[Any], which: Iterable
         return tables  # then update_bn runs nothing either
     for p in which:
         with forwards.at(p):
-            before = _versions(network)
+            before = {n: (id(b), b._version, b.clone()) for n, b in _buffers(network).items()}
             with updating(policy, network.model):
                 for index, batch in enumerate(batches):
                     where = f"while calibration batch {index} updated the statistics of point {p} of {points.count}"
                     with noting(where):
                         network.run(copied(batch))
-            buffers, after = dict(network.model.named_buffers()), _versions(network)
-            for name in after:
-                if after[name] != before[name]:
+            for name, buffer in _buffers(network).items():
+                *same, value = before[name]
+                # PyTorch's batch norm writes to running statistics without a new version
+                if same != [id(buffer), buffer._version] or not same_bits(value, buffer):
                     if name not in tables:
                         tables[name] = points.table(name)
-                    tables[name][p] = buffers[name]
+                    tables[name][p] = buffer
     return tables
 
 
-def _versions(network: Network) -> dict[str, tuple[int, int]]:
-    """Which tensor each floating buffer is that points have values of, and how often it was written to."""
+def _buffers(network: Network) -> dict[str, Tensor]:
+    """The floating buffers that points have values of."""
     return {
-        name: (id(buffer), buffer._version)
+        name: buffer
         for name, buffer in network.model.named_buffers()
         if name in network.own and buffer.is_floating_point()
     }
@@ -221,7 +271,8 @@ RULES: dict[str, Callable[[Forwards, list[Any], Iterable[int]], Tables]] = {
 
 def _interpolated(forwards: Forwards) -> Tables:
     """The statistics at every point as they are before, to be written over."""
-    return {name: forwards.points.table(name) for name in running_statistics(forwards.network.model)}
+    norms = batch_norms(forwards.network.model)
+    return {name: forwards.points.table(name) for module in norms for name in names_of(module)}
 
 
 def _cut(batch: Any, most: int) -> list[Any]:

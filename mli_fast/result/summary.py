@@ -47,7 +47,9 @@ def _points(result: SweepResult) -> str:
     else:
         spans = [f"{name}{_span(result[name])}" for name in result.axes]
         text = ", ".join([f"{' x '.join(map(str, sizes))} points", *spans])
-    return text + (f", {result.count:,} examples" if "count" in result else "")
+    text += f", {result.count:,} examples" if "count" in result else ""
+    policy = result.provenance.get("batch_norm")
+    return text + (f", batch_norm={policy!r}" if policy else "")
 
 
 def _span(positions: NDArray[np.float64]) -> str:
