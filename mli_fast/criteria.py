@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
@@ -16,7 +17,7 @@ from torch import Tensor
 from mli_fast.caller import caller
 from mli_fast.ops import memory
 from mli_fast.ops.cross_entropy import IGNORED, Unmultiplied, cross_entropy
-from mli_fast.trees import copied, mapped, tensors_in
+from mli_fast.trees import as_tensor, copied, mapped, tensors_in
 
 Function = Callable[[Any, Any], Tensor]
 
@@ -268,11 +269,11 @@ class NotAMeanWarning(UserWarning):
 class Custom(Criterion):
     """A callable (outputs, targets) -> losses [B], or a 0-d batch mean."""
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, name: str | None = None) -> None:
         self.function = function
-        self.name = getattr(function, "__name__", type(function).__name__)
+        self.name = name if name is not None else str(getattr(function, "__name__", type(function).__name__))
         self._classes: tuple[Any, bool] = (None, False)  # the targets last seen, and whether they are classes
-        self._split = False  # whether a batch has been scored in two halves
+        self.settled = False  # whether it is known what one number for a batch is
 
     def calling(self, function: Function) -> Self:
         """This criterion with another function, which does the same."""
@@ -283,14 +284,17 @@ class Custom(Criterion):
     def check(self, outputs: Any, targets: Any, batch: int) -> None:
         found, of_batch = example_losses(self.name, self.function, copied(outputs), copied(targets), batch)
         _check_broadcast(self.name, self.function, outputs, targets, batch)
-        if of_batch and len(found) > 1 and not self._split:
-            self._split = True
-            self._check_mean(outputs, targets, float(found[0]), len(found))
+        if not self.settled and len(found) > 1:
+            self.settled = not of_batch or self._is_mean(outputs, targets, float(found[0]), len(found))
 
-    def _check_mean(self, outputs: Any, targets: Any, whole: float, size: int) -> None:
-        """A batch's one number against those of its halves: a sum is refused, another thing than a mean warned of."""
+    def _is_mean(self, outputs: Any, targets: Any, whole: float, size: int) -> bool:
+        """A batch's one number against those of its halves: a sum is refused, another thing than a mean warned of.
+
+        Returns:
+            Whether there is nothing left to ask of other batches; False where mean and sum are the same, as of zeros.
+        """
         if any(x.ndim == 0 or len(x) != size for x in tensors_in((outputs, targets))):
-            return  # which part of them belongs to which example is not known
+            return True  # which part of them belongs to which example is not known
         k = (size + 1) // 2
         try:
             first, second = (
@@ -298,22 +302,25 @@ class Custom(Criterion):
                 for part in (_part(slice(k)), _part(slice(k, None)))
             )
         except Exception:  # noqa: BLE001 - whatever a caller's function raises of half a batch
-            return
+            return True
         near = lambda x: math.isclose(x, whole, rel_tol=1e-4, abs_tol=1e-6)  # noqa: E731
+        of_sum = near(first + second)
         if near((k * first + (size - k) * second) / size) or not math.isfinite(whole):
-            return
-        if near(first + second):
+            return not of_sum
+        if of_sum:
             raise ValueError(
                 f"{self.name} returned the sum over the batch; a result of one number is taken as the mean of the "
-                "batch's examples: return one loss per example [B] (reduction='none'), or their mean"
+                "batch's examples: return one value per example [B] (reduction='none'), or their mean"
             )
         warnings.warn(
             f"{self.name} returned one number that is not the mean over the batch's examples (class weights, ignored "
             "targets, or a loss of the batch as a whole): batches are averaged by their numbers of examples; for a "
-            "mean that does not depend on batches return one loss per example [B], or pass PyTorch's own module",
+            "mean that does not depend on batches return one value per example [B], or take PyTorch's own module as "
+            "criterion",
             NotAMeanWarning,
             stacklevel=caller(),
         )
+        return True
 
     def score(self, outputs: Any, targets: Any) -> Scored:
         rows, of_batch = losses_of_points(self.name, self.function, outputs, targets, None)
@@ -344,7 +351,7 @@ def _check_broadcast(name: str, function: Function, outputs: Any, targets: Any, 
     turned = targets.roll(1)  # a loss of pairs does not see in which order targets stand
     if not targets.is_floating_point() or torch.equal(turned, targets) or bool((outputs == outputs[0]).all()):
         return
-    given, other = (torch.as_tensor(function(copied(outputs), copied(y))) for y in (targets, turned))
+    given, other = (as_tensor(function(copied(outputs), copied(y))) for y in (targets, turned))
     if given.shape == other.shape and torch.allclose(given, other, rtol=1e-5, atol=0):
         raise ValueError(
             f"batch {batch}: {name} of outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} gives the "
@@ -379,10 +386,12 @@ def example_losses(name: str, function: Function, outputs: Any, targets: Any, ba
 
     Raises:
         ValueError: it is neither 0-d nor 1-D with one value per example.
+        TypeError: it is no real number or numbers.
     """
-    result = torch.as_tensor(function(outputs, targets))
+    where = "" if batch is None else f"batch {batch}: "
+    result = _as_real(f"{where}{name}", function(outputs, targets), outputs)
     sizes = _leading_sizes(outputs, targets)
-    size, where = sizes[0], "" if batch is None else f"batch {batch}: "
+    size = sizes[0]
     if result.ndim == 0 and len(sizes) > 1:
         raise ValueError(
             f"{where}{name} returned one number, and how many examples it is the mean of is unclear: the first "
@@ -397,6 +406,17 @@ def example_losses(name: str, function: Function, outputs: Any, targets: Any, ba
             "(reduction='none', averaged over everything but the batch), or a 0-d mean of the batch"
         )
     return result.double(), False
+
+
+def _as_real(name: str, given: Any, outputs: Any) -> Tensor:
+    """What a callable returned as a tensor of real numbers; plain numbers and arrays go where the outputs are."""
+    result: Tensor | None = None
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        result = as_tensor(given, next((x.device for x in tensors_in(outputs)), torch.device("cpu")))
+    if result is None or result.is_complex() or result.layout is not torch.strided:
+        seen = type(given).__name__ if result is None else f"{result.dtype} of layout {result.layout}"
+        raise TypeError(f"{name} returned {seen}; expected real numbers: one value per example [B], or their mean")
+    return result
 
 
 def _leading_sizes(outputs: Any, targets: Any) -> list[int]:

@@ -111,4 +111,11 @@ class Options:
 
 
 def _names(metrics: Any) -> tuple[str, ...]:
-    return (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    if isinstance(metrics, str):
+        return (metrics,)
+    if not isinstance(metrics, Iterable):
+        raise TypeError(
+            "metrics: expected names, or a dict name -> callable (outputs, targets) -> [B]; () for none, got "
+            f"{type(metrics).__name__}"
+        )
+    return tuple(metrics)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mli_fast import functionals
-from mli_fast.criteria import Criterion, Late, Scored, losses_of_points, point_of
+from mli_fast.criteria import Criterion, Custom, Late, Scored, losses_of_points, point_of
 
 Array = NDArray[np.float64]
 BY_CLASS = ("class_loss", "class_accuracy", "prediction_histogram")
@@ -31,6 +31,10 @@ def check_metrics(metrics: Any) -> tuple[tuple[str, ...], dict[str, Callable[...
     """
     if isinstance(metrics, Mapping):
         for name, function in metrics.items():
+            if not isinstance(name, str):
+                raise TypeError(f"metrics: the name {name!r} is not a string")
+            if isinstance(function, type):
+                raise TypeError(f"metrics[{name!r}]={function.__name__} is a class; pass an instance of it")
             if not callable(function):
                 raise TypeError(f"metrics[{name!r}]: expected a callable (outputs, targets) -> [B], got {function!r}")
             if name in (*TAKEN, *METRICS):
@@ -144,6 +148,7 @@ class Reducer:
         alphas: Array | None = None,
     ) -> None:
         self.criterion, self.names, self.functions, self.points = criterion, tuple(names), dict(functions), points
+        self._metrics = {name: Custom(function, f"metric {name!r}") for name, function in self.functions.items()}
         self.count = 0
         self.batches = 0
         self._alphas, self._is_line = alphas, alphas is not None
@@ -204,6 +209,8 @@ class Reducer:
         self._keep(found, outputs, scored, batch)
         found.counted = counted
         for name, function in self.functions.items():
+            if check and not self._metrics[name].settled:
+                self._metrics[name].check(point_of(outputs, 0), targets, batch)
             rows, of_batch = losses_of_points(f"metric {name!r}", function, outputs, targets, batch)
             found.rows[name], found.weights[name] = rows, None
             if of_batch:

@@ -1,4 +1,4 @@
-"""Batches and outputs as trees: nested tuples, lists, mappings and dataclasses, with tensors and data as leaves."""
+"""Batches and outputs as trees: nested tuples, lists, mappings and objects that hold tensors; all else are leaves."""
 
 from __future__ import annotations
 
@@ -11,21 +11,49 @@ import torch
 from torch import Tensor
 
 
-def mapped(f: Callable[[Any], Any], x: Any) -> Any:
-    """`x` with f applied to every leaf; containers keep their types."""
-    if isinstance(x, (tuple, list)):
-        return _resequenced(x, [mapped(f, item) for item in x])
+def mapped(f: Callable[[Any], Any], x: Any, objects: bool = True) -> Any:
+    """`x` with f applied to every leaf; containers keep their types. Without `objects` these are leaves."""
+    return _mapped(f, x, () if objects else None)
+
+
+def _mapped(f: Callable[[Any], Any], x: Any, within: tuple[int, ...] | None) -> Any:
+    """`mapped`, within objects of these identities; None for no objects."""
+
+    def inner(item: Any) -> Any:
+        return _mapped(f, item, within)
+
+    if isinstance(x, (tuple, list)) and type(x) is not torch.Size:  # one holds nothing but numbers
+        return _resequenced(x, [inner(item) for item in x])
     if type(x) is dict:
-        return {k: mapped(f, v) for k, v in x.items()}
+        return {k: inner(v) for k, v in x.items()}
     if isinstance(x, Mapping):
-        return _refilled(x, {k: mapped(f, v) for k, v in x.items()})
+        return _refilled(x, {k: inner(v) for k, v in x.items()})
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         same = copy.copy(x)
         for field in dataclasses.fields(x):
             if hasattr(x, field.name):
-                object.__setattr__(same, field.name, mapped(f, getattr(x, field.name)))
+                object.__setattr__(same, field.name, inner(getattr(x, field.name)))
+        return same
+    if within is not None and id(x) not in within and holds_tensors(x):
+        within = (*within, id(x))
+        try:
+            same = copy.copy(x)
+        except Exception:  # noqa: BLE001 - whatever a class of the caller's raises that is not to be copied
+            return f(x)
+        vars(same).update({k: inner(v) for k, v in vars(same).items()})
         return same
     return f(x)
+
+
+def holds_tensors(x: Any) -> bool:
+    """Whether x is an object of a class of anyone's that has tensors, or mappings of tensors, as attributes."""
+    if isinstance(x, (Tensor, torch.nn.Module, type)):
+        return False
+    return any(
+        isinstance(item, Tensor)
+        for held in getattr(x, "__dict__", {}).values()
+        for item in (held.values() if isinstance(held, Mapping) else (held,))
+    )
 
 
 def _resequenced(x: Any, items: list[Any]) -> Any:
@@ -82,6 +110,11 @@ def copied(x: Any) -> Any:
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     copies = iter(same_geometry(tensors))
     return filled(x, [next(copies) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+
+
+def as_tensor(x: Any, device: torch.device | str = "cpu") -> Tensor:
+    """A tensor as it is, anything else as one on `device`: `torch.as_tensor` takes both to the caller's default one."""
+    return x if isinstance(x, Tensor) else torch.as_tensor(x, device=device)
 
 
 def laid_out(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:

@@ -72,7 +72,7 @@ def _note_outputs(recorder: Recorder, result: Any) -> None:
         return x
 
     try:
-        recorder.record.tree = mapped(leaf, result)
+        recorder.record.tree = mapped(leaf, result, objects=False)
     except _Refusal as refusal:
         recorder.refuse(str(refusal))
 

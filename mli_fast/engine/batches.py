@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mli_fast.capture.operators import PLAIN_DATA
 from mli_fast.native.checks import unreadable
-from mli_fast.trees import leaves_of, tensors_in
+from mli_fast.trees import as_tensor, holds_tensors, leaves_of, tensors_in
 
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
 
@@ -32,7 +32,7 @@ def checked_pair(loader: Any, called: str = "loader") -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: unequal lengths, no examples, no dimension to cut along, or no memory that holds the values.
     """
-    x, y = (torch.as_tensor(t) for t in loader)
+    x, y = (as_tensor(t) for t in loader)
     check_readable(x, f"{called}=(X, y): X")
     check_readable(y, f"{called}=(X, y): y")
     if x.ndim == 0 or y.ndim == 0:
@@ -42,6 +42,21 @@ def checked_pair(loader: Any, called: str = "loader") -> tuple[Tensor, Tensor]:
     if len(x) == 0:
         raise ValueError(f"{called}=(X, y) is empty: there is nothing to evaluate")
     return x, y
+
+
+def check_batch(batch: Any) -> None:
+    """Raise where a batch cannot be read, or cannot be read once for every point.
+
+    Raises:
+        ValueError: it holds an iterator, or a tensor whose values cannot be read.
+    """
+    check_readable(batch)
+    for leaf in leaves_of(batch):
+        if isinstance(leaf, Iterator):
+            raise ValueError(
+                f"the batch is or holds a {type(leaf).__name__}, which can be read only once, and every point reads "
+                "it: put a tensor or a list in its place"
+            )
 
 
 def check_readable(batch: Any, called: str = "a tensor of the batch") -> None:
@@ -136,9 +151,9 @@ def _called(model: nn.Module, inputs: Any) -> Any:
             return model(*inputs)
         return model(inputs)
     except (RuntimeError, TypeError) as error:
-        dtypes = sorted({str(t.dtype) for t in tensors_in(inputs)})
+        seen = ", ".join([str(shapes(inputs)), *sorted({str(t.dtype) for t in tensors_in(inputs)})])
         error.add_note(
-            f"mli_fast: the model was called with inputs of shapes {shapes(inputs)}, {', '.join(dtypes)}; "
+            f"mli_fast: the model was called with inputs of shapes {seen}; "
             "forward=lambda model, batch: (outputs, targets) calls it otherwise, precision= casts floating inputs"
         )
         raise
@@ -185,6 +200,8 @@ def _form(x: Any) -> Any:
         items = tuple((key, _form(item)) for key, item in x.items())
     elif dataclasses.is_dataclass(x):
         items = tuple((f.name, _form(getattr(x, f.name, None))) for f in dataclasses.fields(x))
+    elif holds_tensors(x):
+        return type(x).__name__, tuple((name, _form(value)) for name, value in vars(x).items())
     else:
         return ""
     return type(x).__name__, items, tuple(_beside(x))

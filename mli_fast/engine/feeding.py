@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mli_fast.engine.batches import check_readable
+from mli_fast.engine.batches import check_batch
 from mli_fast.interrupts import at_once
 from mli_fast.trees import mapped, tensors_in
 
@@ -28,13 +28,13 @@ def fed(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
     """The batches on `device`; on a GPU each is sent from pinned memory while the one before is worked on."""
     if device.type != "cuda":
         for batch in _read(batches):
-            check_readable(batch)
+            check_batch(batch)
             yield mapped(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
         return
     side = torch.cuda.Stream(device)
     sent: tuple[Any, torch.cuda.Event] | None = None
     for batch in _read(batches):
-        check_readable(batch)
+        check_batch(batch)
         with torch.cuda.stream(side):
             following = mapped(lambda x: _send(x, device) if isinstance(x, Tensor) else x, batch), side.record_event()
         if sent is not None:

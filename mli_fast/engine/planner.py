@@ -23,7 +23,7 @@ from mli_fast.engine.shared import Shared, SharedCache
 from mli_fast.ops.backend import current
 from mli_fast.program import Unfit, same_program
 from mli_fast.rewrites import REWRITES, rewritten
-from mli_fast.trees import bytes_in, copied, tensors_in
+from mli_fast.trees import as_tensor, bytes_in, copied, tensors_in
 
 KINDS = 64  # of batches that are recorded in a sweep; what is recorded never depends on the points
 CACHED_BYTES = 2**26  # of a check's results that the sweep needs too, of all plans together
@@ -200,7 +200,7 @@ class Planner:
     def _scores(self, result: tuple[Any, Any]) -> list[Tensor]:
         """What the caller's own criterion and metrics give; nothing where they raise, which is told when they count."""
         try:
-            return [torch.as_tensor(score(*copied(result))).detach().clone() for score in self.scoring]
+            return [as_tensor(score(*copied(result))).detach().clone() for score in self.scoring]
         except Exception:  # noqa: BLE001 - whatever a caller's function raises
             return []
 
