@@ -61,6 +61,11 @@ def set_to_an_end(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in keepers(model).items() if not isinstance(module, _InstanceNorm)}
 
 
+def statistics_at_an_end(model: nn.Module) -> list[str]:
+    """The names of their running means and variances."""
+    return [name for norm in set_to_an_end(model) for name in names_of(norm)]
+
+
 def names_of(module: str) -> tuple[str, str]:
     """The names of a batch norm's running mean and variance."""
     prefix = f"{module}." if module else ""

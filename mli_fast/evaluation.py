@@ -171,7 +171,7 @@ class Evaluation:
             return None
         options, found = self.options, schedules.held(self._model, self.options.schedule or {})
         if options.batch_norm in ("start", "end"):  # which decides on these
-            found = {n: at for n, at in found.items() if n not in batch_norms.running_statistics(self._model)}
+            found = {n: at for n, at in found.items() if n not in batch_norms.statistics_at_an_end(self._model)}
         rows = {at: path.coefficients(np.array([at]))[0] for at in set(found.values())}
         alone = {at: int(row.argmax()) for at, row in rows.items() if np.count_nonzero(row) == 1 and row.max() == 1}
         return {name: alone[at] for name, at in found.items() if at in alone}
@@ -333,7 +333,7 @@ class Evaluation:
         if job.moving is not None:
             values = {n: a if n in job.moving else self._one(job.path, n, job.held) for n, a in values.items()}
         if options.batch_norm in ("start", "end"):
-            for name in (n for norm in batch_norms.set_to_an_end(self._model) for n in batch_norms.names_of(norm)):
+            for name in batch_norms.statistics_at_an_end(self._model):
                 if name in values:
                     values[name] = self._one(job.path, name, 0 if options.batch_norm == "start" else -1)
         others: dict[str, Tensor] = {}
