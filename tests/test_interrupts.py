@@ -28,6 +28,14 @@ TRIES = 12  # of each sweep
 ALPHAS = [0.0, 0.3, 1.0]
 
 
+@pytest.fixture(autouse=True)
+def pythons_handler() -> Iterator[None]:
+    """Ctrl-C is as in a terminal, also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupter:
     """Within it, Ctrl-C is pressed at the n-th line that runs in mli_fast or in what PyTorch changes modes by."""
 
