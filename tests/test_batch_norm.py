@@ -467,11 +467,16 @@ def single(policy: str, c: Case, states: Sequence[Any]) -> np.ndarray:
                 norm.momentum, norm.training = 1.0, True
                 norm(torch.cat(seen))  # torch's own statistics of all that came in
                 norm.training = False
-        else:
+        elif policy == "recalibrate-ema":
             reference.only_batch_norms_train(network)
+            for norm in norms:
+                norm.reset_running_stats()
             for batch in c.batches:
                 call(network, to_dtype(batch, torch.float32))
-            network.eval()
+        else:
+            with torch.random.fork_rng():
+                update_bn(([to_dtype(batch, torch.float32)] for batch in c.batches), reference.OfBatches(network))
+        network.eval()
         measured.append({key: value.clone() for key, value in network.state_dict().items()})
     return losses_in(torch.float32, c.model, measured, c.batches, c.criterion)
 
@@ -480,10 +485,17 @@ def single(policy: str, c: Case, states: Sequence[Any]) -> np.ndarray:
 @pytest.mark.parametrize("policy", CALIBRATED)
 @under_both("cnn-bn", "mlp-batch-norm")
 def test_statistics_are_as_exact_as_torch_in_fp32(name: str, under: str, policy: str, shift: float) -> None:
-    """Also where the mean is many deviations from zero, so that E[x^2] - E[x]^2 would lose digits."""
+    """Also where the mean is many deviations from zero, so that E[x^2] - E[x]^2 would lose digits.
+
+    Of one set of data PyTorch's own error is luck: it is the largest over several.
+    """
     c = case(name)
-    c = Case(c.model, c.theta_0, c.theta_T, [(x + shift, y) for x, y in c.batches])
-    with forced(under):
-        ours = c.sweep(ALPHAS, **options_of(policy, c.batches)).loss
     states = [blended((c.theta_0, c.theta_T), (1 - a, a), torch.float32) for a in ALPHAS]
-    assert_as_exact_as_torch(ours, expected(policy, c, c.batches), single(policy, c, states))
+    sets = [Case(c.model, c.theta_0, c.theta_T, [(x + shift + 0.4 * k, y) for x, y in c.batches]) for k in range(4)]
+    exact = [expected(policy, c, c.batches) for c in sets]
+    plain = [single(policy, c, states) for c in sets]
+    peer = float(max(np.abs(p - e).max() for p, e in zip(plain, exact, strict=True)))
+    for c, e, p in zip(sets, exact, plain, strict=True):
+        with forced(under):
+            ours = c.sweep(ALPHAS, **options_of(policy, c.batches)).loss
+        assert_as_exact_as_torch(ours, e, p, peer=peer)
