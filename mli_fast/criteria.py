@@ -273,6 +273,7 @@ class Custom(Criterion):
         self.function = function
         self.name = name if name is not None else str(getattr(function, "__name__", type(function).__name__))
         self._classes: tuple[Any, bool] = (None, False)  # the targets last seen, and whether they are classes
+        self.tells = False  # whether it was said that ignored targets count
         self.settled = False  # whether it is known what one number for a batch is
 
     def calling(self, function: Function) -> Self:
@@ -284,8 +285,24 @@ class Custom(Criterion):
     def check(self, outputs: Any, targets: Any, batch: int) -> None:
         found, of_batch = example_losses(self.name, self.function, copied(outputs), copied(targets), batch)
         _check_broadcast(self.name, self.function, outputs, targets, batch)
+        self._tell_ignored(found, of_batch, targets)
         if not self.settled and len(found) > 1:
             self.settled = not of_batch or self._is_mean(outputs, targets, float(found[0]), len(found))
+
+    def _tell_ignored(self, found: Tensor, of_batch: bool, targets: Any) -> None:
+        """Warn where PyTorch leaves terms out of its mean, and per-example losses count them as 0; once."""
+        if of_batch or self.tells or not isinstance(targets, Tensor) or targets.shape != found.shape:
+            return
+        ignored = targets == IGNORED
+        self.tells = not targets.is_floating_point() and bool(ignored.any()) and not bool(found[ignored].any())
+        if self.tells:
+            warnings.warn(
+                f"{self.name} gives 0 where the target is {IGNORED}, and these count as examples here, which PyTorch's "
+                "mean leaves out: take PyTorch's own module or a built-in criterion to leave them out, or drop them "
+                "from the data",
+                NotAMeanWarning,
+                stacklevel=caller(),
+            )
 
     def _is_mean(self, outputs: Any, targets: Any, whole: float, size: int) -> bool:
         """A batch's one number against those of its halves: a sum is refused, another thing than a mean warned of.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import mli_fast
 from mli_fast.criteria import NotAMeanWarning
+from tests.cases import Case, case
 
 ALPHAS = [0.0, 0.4, 1.0]
 WEIGHT = torch.tensor([1.0, 2.0, 5.0])
@@ -177,3 +178,19 @@ def test_a_curve_is_trained_on_the_same_loss() -> None:
     bends = [fit.path.anchors[1]["weight"] for fit in (weighted, named, plain)]
     torch.testing.assert_close(bends[1], bends[2], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(bends[0], bends[1], rtol=1e-3)
+
+
+def test_ignored_targets_that_count_as_zero_are_said() -> None:
+    """Of losses per example; the mean that PyTorch's module gives leaves them out."""
+    c = case("mlp")
+    batches = [(x, y.clone().index_fill_(0, torch.tensor([0]), -100)) for x, y in c.batches]
+    c = Case(c.model, c.theta_0, c.theta_T, batches)
+
+    def each(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    with pytest.warns(NotAMeanWarning, match="each gives 0 where the target is -100"):
+        counted = c.sweep(3, criterion=each, metrics=())
+    left_out = c.sweep(3, criterion=nn.CrossEntropyLoss(), metrics=())
+    examples, terms = (sum(int(n(y)) for _, y in batches) for n in (len, lambda y: (y != -100).sum()))
+    np.testing.assert_allclose(counted.loss * examples, left_out.loss * terms, rtol=1e-6)
