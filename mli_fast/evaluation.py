@@ -148,6 +148,7 @@ class Evaluation:
             ValueError: checkpoints that do not fit the model.
         """
         if path not in self._gathered:
+            path.check_unchanged()
             states = [self._state(source, name) for source, name in zip(path.anchors, path.names, strict=True)]
             gathered = gather(self._model, states, path.names, self._held_anchors(path))
             if any(known.versioned != gathered.versioned for known in self._gathered.values()):

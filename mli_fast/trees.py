@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -40,7 +41,8 @@ def _mapped(f: Callable[[Any], Any], x: Any, within: tuple[int, ...] | None) -> 
             same = copy.copy(x)
         except Exception:  # noqa: BLE001 - whatever a class of the caller's raises that is not to be copied
             return f(x)
-        vars(same).update({k: inner(v) for k, v in vars(same).items()})
+        for name, held in attributes_of(x):
+            object.__setattr__(same, name, inner(held))
         return same
     return f(x)
 
@@ -51,9 +53,15 @@ def holds_tensors(x: Any) -> bool:
         return False
     return any(
         isinstance(item, Tensor)
-        for held in getattr(x, "__dict__", {}).values()
+        for _, held in attributes_of(x)
         for item in (held.values() if isinstance(held, Mapping) else (held,))
     )
+
+
+def attributes_of(x: Any) -> list[tuple[str, Any]]:
+    """What an object holds by name, in its `__dict__` and in slots."""
+    slots = copyreg._slotnames(type(x))  # type: ignore[attr-defined]  # what copy and pickle ask
+    return [*getattr(x, "__dict__", {}).items(), *((name, getattr(x, name)) for name in slots if hasattr(x, name))]
 
 
 def _resequenced(x: Any, items: list[Any]) -> Any:

@@ -40,6 +40,15 @@ class Plain:
         self.x, self.labels, self.factor = x, labels, 1.5
 
 
+class Slotted:
+    """Has no `__dict__`."""
+
+    __slots__ = ("labels", "x")
+
+    def __init__(self, x: Tensor, labels: Tensor) -> None:
+        self.x, self.labels = x, labels
+
+
 class Store:
     """Keeps its tensors in a mapping."""
 
@@ -100,6 +109,7 @@ MADE: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "dataclass": Frozen,
     "named-tuple": Named,
     "object": Plain,
+    "object-with-slots": Slotted,
     "object-with-a-mapping": Store,
 }
 

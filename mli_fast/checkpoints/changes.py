@@ -1,12 +1,14 @@
-"""Notices that a checkpoint file was written to while it was read, or while its mapped values were in use."""
+"""Notices that a checkpoint was written to while it was read, while its values were in use, or since."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from torch import Tensor
 
 
 @dataclass
@@ -62,6 +64,29 @@ def unchanged_file(place: Path, given: str, mapped: bool) -> Iterator[None]:
         if mapped and opened is not None:
             opened.files.append((file, given, before))
             opened.closing.push(closing.pop_all())
+
+
+def stamp(source: Any, state: Mapping[str, Tensor]) -> tuple[Any, ...] | None:
+    """What is another after a checkpoint was written to or replaced.
+
+    Args:
+        source: The checkpoint: a path, whose file or folder is looked at, or anything in memory.
+        state: What was read from it; of one in memory its tensors share the versions.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return tuple(value._version for value in state.values() if not value.is_inference())
+    place = Path(split(os.fspath(source))[0]).expanduser()
+    try:
+        files = sorted(place.iterdir()) if place.is_dir() else [place]
+        return tuple((file.name, *_which(at := file.stat()), at.st_size, at.st_mtime_ns) for file in files)
+    except OSError:
+        return None
+
+
+def split(given: str) -> tuple[str, str | None]:
+    """Take apart "file.pt::ema", unless a file is called so."""
+    path, separator, chosen = given.rpartition("::")
+    return (given, None) if not separator or os.path.exists(os.path.expanduser(given)) else (path, chosen)
 
 
 def _written(file: IO[bytes]) -> tuple[int, int]:

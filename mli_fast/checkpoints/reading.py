@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from mli_fast.caller import caller
 from mli_fast.native.checks import unreadable
 
+from .changes import split
 from .files import read_path
 from .loading import Versioned
 
@@ -55,7 +56,7 @@ def load_state(source: Source, label: str = "checkpoint") -> dict[str, Tensor]:
     if isinstance(source, str | os.PathLike):
         given = repr(os.fspath(source))
         label = given if label == "checkpoint" else f"{label} ({given})"
-        path, chosen = _split(os.fspath(source))
+        path, chosen = split(os.fspath(source))
         held = read_path(path)
         if chosen is not None:
             held = _at(held, chosen, label)
@@ -68,12 +69,6 @@ def load_state(source: Source, label: str = "checkpoint") -> dict[str, Tensor]:
         f"{label}: a {type(source).__name__} is not a checkpoint; pass a module, a state dict, or the path of a .pt, "
         ".pth, .ckpt, .bin or .safetensors file or of a folder of shards"
     )
-
-
-def _split(given: str) -> tuple[str, str | None]:
-    """Take apart "file.pt::ema", unless a file is called so."""
-    path, separator, chosen = given.rpartition("::")
-    return (given, None) if not separator or os.path.exists(os.path.expanduser(given)) else (path, chosen)
 
 
 def _at(held: Any, chosen: str, label: str) -> Any:

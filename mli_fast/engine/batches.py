@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mli_fast.capture.operators import PLAIN_DATA
 from mli_fast.native.checks import unreadable
-from mli_fast.trees import as_tensor, holds_tensors, leaves_of, tensors_in
+from mli_fast.trees import as_tensor, attributes_of, holds_tensors, leaves_of, tensors_in
 
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
 
@@ -201,7 +201,7 @@ def _form(x: Any) -> Any:
     elif dataclasses.is_dataclass(x):
         items = tuple((f.name, _form(getattr(x, f.name, None))) for f in dataclasses.fields(x))
     elif holds_tensors(x):
-        return type(x).__name__, tuple((name, _form(value)) for name, value in vars(x).items())
+        return type(x).__name__, tuple((name, _form(value)) for name, value in attributes_of(x))
     else:
         return ""
     return type(x).__name__, items, tuple(_beside(x))

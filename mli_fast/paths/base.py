@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
-from mli_fast.checkpoints import Source
+from mli_fast.checkpoints import Source, stamp
 
 Mark = tuple[str, tuple[float, ...]]
 
@@ -28,6 +30,24 @@ class Path:
     anchors: tuple[Source, ...]
     names: tuple[str, ...]
     marks: tuple[Mark, ...]
+    _read: tuple[tuple[str, Source, Mapping[str, Tensor], Any], ...] = ()
+
+    def remember(self, name: str, source: Source, state: Mapping[str, Tensor]) -> None:
+        """Note that the path was made from the values of a checkpoint as they are now."""
+        self._read += ((name, source, state, stamp(source, state)),)
+
+    def check_unchanged(self) -> None:
+        """Raise where a checkpoint that the path was made from has other values now.
+
+        Raises:
+            ValueError: it was written to or replaced.
+        """
+        for name, source, state, before in self._read:
+            if stamp(source, state) != before:
+                raise ValueError(
+                    f"{name} was changed after this {self.kind} was made from its values: make it anew, from a "
+                    "checkpoint that nothing writes to"
+                )
 
     def coefficients(self, points: ArrayLike) -> NDArray[np.float64]:
         """The anchors' coefficients [P, R] at points [P], or [P, k] where the path has k axes."""

@@ -58,6 +58,8 @@ class Plane(Path):
         others = [load_alike(s, n, origin, "theta_0") for s, n in zip((theta_1, theta_2), self.names[1:], strict=True)]
         self._states: tuple[State, ...] = (origin, *others)
         self._counted = counted(origin)
+        for name, source, state in zip(self.names, self.anchors, self._states, strict=True):
+            self.remember(name, source, {entry: state[entry] for entry in self._counted})
         self._check_apart()
         self._width = math.sqrt(total(self._counted, lambda n: dot(self._to(1, n), self._to(1, n))))
         # theta_2 - theta_0 = shift (theta_1 - theta_0) + height v

@@ -85,7 +85,9 @@ def random_directions(
             f"{len(still)} of them biases and norm parameters, which zero_vectors=True keeps"
         )
     generator = torch.Generator().manual_seed(OWN_SEEDS + seed)
-    return RandomDirections(theta, tuple(_moved(state, names, still, normalize, generator) for _ in range(count)))
+    path = RandomDirections(theta, tuple(_moved(state, names, still, normalize, generator) for _ in range(count)))
+    path.remember("theta", theta, state)
+    return path
 
 
 def _moved(

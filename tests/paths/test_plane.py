@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mli_fast.paths import Plane
+import mli_fast
+from mli_fast.paths import Plane, random_directions
 from tests.paths.cases import at, combined, flat, network, numbers
 
 NETWORKS = tuple(network(seed) for seed in range(4))
@@ -158,3 +159,26 @@ def test_networks_with_holes_span_no_plane(value: float) -> None:
     broken = {**NETWORKS[1], "conv.bias": torch.full((4,), value)}
     with pytest.raises(ValueError, match=r"^theta_1: 'conv.bias' holds NaN or Inf; a plane needs finite networks$"):
         Plane(NETWORKS[0], broken, NETWORKS[2])
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "module"])
+def test_networks_that_change_after_the_path_was_made_are_refused(kind: str, tmp_path: Path) -> None:
+    """Its coordinates would be of other values than its points."""
+    nets = [nn.Linear(3, 2) for _ in range(3)]
+    data = torch.randn(5, 3), torch.arange(5) % 2
+
+    def write(at: int) -> Path:
+        (tmp_path / str(at)).mkdir(exist_ok=True)
+        torch.save(nets[at].state_dict(), tmp_path / str(at) / "w.pt")
+        return tmp_path / str(at) / ("w.pt" if kind == "file" else "")
+
+    sources = nets if kind == "module" else [write(at) for at in range(3)]
+    plane, around = Plane(*sources), random_directions(sources[1])
+    for path in (plane, around):
+        assert mli_fast.surface(nets[0], path, data, 3, 3).loss.shape == (3, 3)
+    with torch.no_grad():
+        nets[1].weight.add_(1)
+    write(1)
+    for path, name in ((plane, "theta_1"), (around, "theta")):
+        with pytest.raises(ValueError, match=f"^{name} was changed after this {path.kind} was made"):
+            mli_fast.surface(nets[0], path, data, 3, 3)
