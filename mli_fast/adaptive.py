@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import CubicSpline
 
 Array = NDArray[np.float64]
 START = 9  # alphas of the first round
@@ -121,4 +120,6 @@ def _missed(alphas: Array, values: Array) -> Array:
 
 
 def _spline(x: Array, y: Array) -> Callable[[ArrayLike], Array]:
+    from scipy.interpolate import CubicSpline  # takes a good part of a second to import
+
     return CubicSpline(x, y) if len(x) > 1 else lambda at: np.full(np.shape(at), y[0])

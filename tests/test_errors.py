@@ -191,9 +191,13 @@ def test_alphas_of_the_wrong_type_are_refused(alphas: Any) -> None:
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
-@pytest.mark.parametrize("loader", [list, tuple, lambda: iter(())], ids=["list", "tuple", "generator"])
+@pytest.mark.parametrize(
+    "loader",
+    [list, tuple, lambda: iter(()), lambda: [(torch.empty(0, 6), torch.empty(0, dtype=torch.long))]],
+    ids=["list", "tuple", "generator", "no-examples"],
+)
 def test_an_empty_loader_is_an_error(loader: Callable[[], Any]) -> None:
-    with pytest.raises(ValueError, match=r"(?i)loader.*(empty|no batch|nothing)"):
+    with pytest.raises(ValueError, match=r"(?i)loader.*(empty|no batch|nothing)|no batch of the loader"):
         case("mlp").sweep(3, loader=loader())
 
 

@@ -148,12 +148,12 @@ def test_targets_are_checked_ahead(tmp_path: Path) -> None:
         check_plot_target(tmp_path / "there" / "curve.png")
 
 
-def test_matplotlib_is_imported_late_and_pyplot_never() -> None:
+def test_matplotlib_and_scipy_are_imported_late_and_pyplot_never() -> None:
     program = (
         "import sys, numpy, xarray\n"
         "import mli_fast.plot\n"
         "from mli_fast.result import SweepResult\n"
-        "assert 'matplotlib' not in sys.modules\n"
+        "assert not {'matplotlib', 'scipy.interpolate'} & set(sys.modules)\n"
         "result = SweepResult(xarray.Dataset({'loss': ('alpha', [1.0, 0.5])}, coords={'alpha': [0.0, 1.0]}))\n"
         "result.plot().figure.canvas.draw()\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

@@ -128,6 +128,8 @@ class _Loop:
         for work in self._works:
             if work.reducer.batches == 0:
                 raise ValueError("the loader is empty: there is nothing to evaluate")
+            if work.reducer.count == 0:
+                raise ValueError("no batch of the loader holds an example: there is nothing to evaluate")
             work.reducer.finish()
 
     def _groups(self, batches: Iterable[Any], is_stable: bool) -> Iterator[list[_One]]:
