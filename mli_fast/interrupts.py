@@ -9,12 +9,17 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
+
 # What may be half way through a change; anybody else's code is the caller's, as is a plan, which has no name
 _CAREFUL = sys.stdlib_module_names | {"mli_fast", "torch", "functorch", "numpy"}
+
+PATIENCE = 1.0  # seconds in which a second signal is of the same impatient hand as the first, or of its launcher
 
 _current: _Deferral | None = None  # of the main thread, the only one that handlers run in
 
@@ -34,16 +39,17 @@ class _Deferral:
     def __init__(self, previous: Callable[[int, FrameType | None], Any]) -> None:
         self.previous = previous
         self.waits = self.at_once = self.over = False
+        self._came = 0.0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Hand a signal on, or let it wait for `safe`; a second one does not wait."""
+        """Hand a signal on, or let it wait for `safe`; a second one, some time later, does not wait."""
         if self.over or self.at_once or _is_callers(frame):
             self.hand_on(frame)
-        elif self.waits:
+        elif not self.waits:
+            self.waits, self._came = True, time.monotonic()
+        elif time.monotonic() - self._came >= PATIENCE:
             self.over = True  # who knows what gets lost now, the end of this included
             self.hand_on(frame)
-        else:
-            self.waits = True
 
     def hand_on(self, frame: FrameType | None) -> None:
         """Call the other handler, which raises or does not."""
@@ -87,6 +93,7 @@ class deferred:
         except ValueError:  # an interpreter that is not the main one
             return
         _current = self._own = own
+        self._levels = torch._C._functorch.get_dynamic_layer_stack_depth()
 
     def __exit__(self, *error: object) -> None:
         global _current
@@ -97,6 +104,7 @@ class deferred:
         if own is None:
             return
         _current = None
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(self._levels)  # what a second one may leave
         try:
             if signal.getsignal(signal.SIGINT) == own.handle:  # else the caller's code has set one meanwhile
                 signal.signal(signal.SIGINT, own.previous)

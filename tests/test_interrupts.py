@@ -264,11 +264,13 @@ def test_what_waits_is_taken_at_the_end_also_after_an_error() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_second_one_does_not_wait_and_the_next_block_is_as_ever() -> None:
+def test_a_second_one_does_not_wait_and_the_next_block_is_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "PATIENCE", 0.0)
     around, reached = world(), []
 
     def presses_twice() -> None:
         with interrupts.deferred():
+            torch._C._functorch._vmap_increment_nesting(2, "error")
             careful()
             careful()
             reached.append(True)
@@ -280,7 +282,24 @@ def test_a_second_one_does_not_wait_and_the_next_block_is_as_ever() -> None:
     test_what_waits_is_taken_at_the_end_also_after_an_error()
 
 
-def test_what_was_never_left_hides_nothing() -> None:
+def test_twice_in_quick_succession_is_once() -> None:
+    """Some launchers send a signal to the group and to the process."""
+    around, reached = world(), []
+
+    def presses_twice() -> None:
+        with interrupts.deferred():
+            careful()
+            careful()
+            reached.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        presses_twice()
+    assert reached
+    assert world() == around
+
+
+def test_what_was_never_left_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "PATIENCE", 0.0)
     before, lost = signal.getsignal(signal.SIGINT), interrupts.deferred()
     lost.__enter__()  # broken off before anybody knew that it has to be left
     careful()
